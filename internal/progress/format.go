@@ -1,0 +1,66 @@
+package progress
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"unicode"
+)
+
+// FormatBytes renders a size for people: bytes up to 1023, then one decimal in
+// KiB, MiB, GiB or TiB.
+func FormatBytes(n int64) string {
+	if n < 1024 && n > -1024 {
+		return strconv.FormatInt(n, 10) + " B"
+	}
+	f, unit := float64(n)/1024, "KiB"
+	for _, u := range []string{"MiB", "GiB", "TiB"} {
+		if f < 1023.95 && f > -1023.95 {
+			break
+		}
+		f, unit = f/1024, u
+	}
+	return fmt.Sprintf("%.1f %s", f, unit)
+}
+
+func formatAmount(n int64, u Unit) string {
+	if u == Bytes {
+		return FormatBytes(n)
+	}
+	return strconv.FormatInt(n, 10)
+}
+
+// state is what a renderer knows of an active component.
+type state struct {
+	name  string
+	unit  Unit
+	total int64
+	done  int64
+}
+
+// percent is -1 if the total is unknown.
+func (s *state) percent() int64 {
+	if s.total <= 0 {
+		return -1
+	}
+	done := min(max(s.done, 0), s.total)
+	return int64(float64(done) / float64(s.total) * 100)
+}
+
+func (s *state) amount() string {
+	if s.total <= 0 {
+		return formatAmount(s.done, s.unit)
+	}
+	return fmt.Sprintf("%s of %s, %d%%", formatAmount(s.done, s.unit), formatAmount(s.total, s.unit), s.percent())
+}
+
+// printable keeps control characters of names that come from outside (tags,
+// registry messages) away from the terminal.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return '?'
+		}
+		return r
+	}, s)
+}
