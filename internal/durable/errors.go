@@ -1,0 +1,48 @@
+package durable
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+
+	"golang.org/x/sys/unix"
+)
+
+// SpaceError says that a file system, or a quota on it, is full or would be.
+// It unwraps to ENOSPC or EDQUOT.
+type SpaceError struct {
+	Where string // directory or file that was to be written
+	Need  int64  // bytes that were to be written, 0 if only an inode or name was
+	Have  int64  // bytes available to this user
+	Err   error  // ENOSPC or EDQUOT
+}
+
+func (e *SpaceError) Error() string {
+	return fmt.Sprintf("no space at %q: need %d bytes, have %d bytes", e.Where, e.Need, e.Have)
+}
+
+func (e *SpaceError) Unwrap() error { return e.Err }
+
+// wrap names the operation and the path in err; a full file system becomes a
+// *SpaceError. nil stays nil.
+func (d *Dir) wrap(op, name string, err error) error { return d.wrapSize(op, name, 0, err) }
+
+func (d *Dir) wrapSize(op, name string, need int64, err error) error {
+	if err == nil {
+		return nil
+	}
+	return wrapAt(d.fd, op, path.Join(d.path, name), need, err)
+}
+
+func wrapAt(fd int, op, where string, need int64, err error) error {
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		have := int64(0)
+		var st unix.Statfs_t
+		if unix.Fstatfs(fd, &st) == nil {
+			have = int64(st.Bavail) * st.Frsize //nolint:gosec // below 2^63 on any real file system
+		}
+		return fmt.Errorf("%s: %w", op, &SpaceError{Where: where, Need: need, Have: have, Err: err})
+	}
+	return &fs.PathError{Op: op, Path: where, Err: err}
+}

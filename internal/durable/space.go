@@ -1,0 +1,63 @@
+package durable
+
+import (
+	"golang.org/x/sys/unix"
+)
+
+// Space is what a file system has left for this user.
+type Space struct {
+	Bytes     int64
+	Inodes    int64 // -1 where the file system has no fixed number (vfat, btrfs)
+	BlockSize int64 // allocation unit, bytes
+	ReadOnly  bool
+}
+
+// Space asks the file system of d.
+func (d *Dir) Space() (Space, error) {
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(d.fd, &st); err != nil {
+		return Space{}, d.wrap("statfs", "", err)
+	}
+	s := Space{
+		Bytes:     int64(st.Bavail) * st.Frsize, //nolint:gosec // below 2^63 on any real file system
+		Inodes:    int64(st.Ffree),              //nolint:gosec // likewise
+		BlockSize: st.Frsize,
+		ReadOnly:  st.Flags&unix.ST_RDONLY != 0,
+	}
+	if st.Files == 0 {
+		s.Inodes = -1
+	}
+	return s, nil
+}
+
+// Need returns a *SpaceError if fewer than need bytes are left.
+func (d *Dir) Need(need int64) error {
+	s, err := d.Space()
+	if err != nil {
+		return err
+	}
+	if s.Bytes < need {
+		return &SpaceError{Where: d.path, Need: need, Have: s.Bytes, Err: unix.ENOSPC}
+	}
+	return nil
+}
+
+// Writable returns an error if this process cannot make entries in d: a read-only
+// file system or mount (EROFS), or missing permission (EACCES).
+func (d *Dir) Writable() error {
+	s, err := d.Space()
+	if err != nil {
+		return err
+	}
+	if s.ReadOnly {
+		return d.wrap("write below", "", unix.EROFS)
+	}
+	return d.wrap("write below", "", unix.Faccessat(d.fd, ".", unix.W_OK, unix.AT_EACCESS))
+}
+
+// Flock takes, converts or releases the lock on the open directory: unix.LOCK_SH,
+// LOCK_EX or LOCK_UN, with LOCK_NB to fail with EWOULDBLOCK instead of waiting.
+// It belongs to this open directory, not to the process.
+func (d *Dir) Flock(how int) error {
+	return d.wrap("lock", "", ignoreEINTR(func() error { return unix.Flock(d.fd, how) }))
+}
