@@ -3,7 +3,6 @@ package tree
 import (
 	"iter"
 	"slices"
-	"sort"
 	"strings"
 )
 
@@ -26,8 +25,16 @@ type entry struct {
 const minPending = 32 // below this, sorting is cheaper than thinking about it
 
 func (d *directory) search(name string) (int, bool) {
-	i := sort.Search(len(d.entries), func(i int) bool { return d.entries[i].name >= name })
-	return i, i < len(d.entries) && d.entries[i].name == name
+	lo, hi := 0, len(d.entries)
+	for lo < hi {
+		mid := int(uint(lo+hi) / 2)
+		if d.entries[mid].name < name {
+			lo = mid + 1
+		} else {
+			hi = mid
+		}
+	}
+	return lo, lo < len(d.entries) && d.entries[lo].name == name
 }
 
 func (d *directory) lookup(name string) *Node {
@@ -114,8 +121,19 @@ func (d *directory) settle() {
 	}
 }
 
+// directory returns the entries; a directory made without NewDir gets them here.
+func (n *Node) directory() *directory {
+	if n.dir == nil {
+		if n.Kind != Directory {
+			panic("tree: entries of a " + n.Kind.String())
+		}
+		n.dir = new(directory)
+	}
+	return n.dir
+}
+
 // Lookup returns the node entered as name, or nil. n must be a directory.
-func (n *Node) Lookup(name string) *Node { return n.dir.lookup(name) }
+func (n *Node) Lookup(name string) *Node { return n.directory().lookup(name) }
 
 // Set enters child as name and replaces what was there. The same child may be
 // entered elsewhere too, then it is a hard link; a directory may not, which the
@@ -126,26 +144,30 @@ func (n *Node) Set(name string, child *Node) {
 		child.multiple = true
 	}
 	child.entered = true
-	n.dir.set(name, child)
+	n.directory().set(name, child)
 }
 
 // Remove removes the entry name, with everything below it; an absent name is
 // fine. n must be a directory.
-func (n *Node) Remove(name string) { n.dir.remove(name) }
+func (n *Node) Remove(name string) { n.directory().remove(name) }
 
 // Clear removes all entries. n must be a directory.
-func (n *Node) Clear() { *n.dir = directory{} }
+func (n *Node) Clear() { *n.directory() = directory{} }
 
 // Len returns the number of entries. n must be a directory.
-func (n *Node) Len() int { return len(n.dir.entries) - n.dir.holes + len(n.dir.added) }
+func (n *Node) Len() int {
+	d := n.directory()
+	return len(d.entries) - d.holes + len(d.added)
+}
 
 // All yields the entries in byte order of their names. The directory must not be
 // changed meanwhile, but replacing the node of the name just seen is allowed.
 // n must be a directory.
 func (n *Node) All() iter.Seq2[string, *Node] {
-	n.dir.settle()
+	d := n.directory()
+	d.settle()
 	return func(yield func(string, *Node) bool) {
-		for _, e := range n.dir.entries {
+		for _, e := range d.entries {
 			if !yield(e.name, e.node) {
 				return
 			}
@@ -156,9 +178,10 @@ func (n *Node) All() iter.Seq2[string, *Node] {
 // At returns the entry at index i of the byte order, 0 <= i < Len. It lets
 // walkers keep a position instead of an iterator. n must be a directory.
 func (n *Node) At(i int) (string, *Node) {
-	if n.dir.holes > 0 || len(n.dir.added) > 0 {
-		n.dir.settle()
+	d := n.directory()
+	if d.holes > 0 || len(d.added) > 0 {
+		d.settle()
 	}
-	e := &n.dir.entries[i]
+	e := &d.entries[i]
 	return e.name, e.node
 }
