@@ -1,0 +1,121 @@
+package esp
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/cfsboot/cfsboot/bootimage/bls"
+	"github.com/cfsboot/cfsboot/deploy/record"
+)
+
+// Vars is what the package and its users ask the firmware: efivar.Dir satisfies
+// it. A variable that is not there wraps fs.ErrNotExist.
+type Vars interface {
+	Loader(name string) (string, error)
+}
+
+// Entry is one Type 1 file in loader/entries.
+type Entry struct {
+	File  string           // file name
+	Ours  bool             // the name is one of cfsboot's
+	Name  record.EntryName // zero unless Ours
+	Entry bls.Entry        // zero if Err is set
+	Err   error            // why the content cannot be read; the entry is still there
+}
+
+// Blessed tells whether the entry of a deployment has no counter: it was made
+// without one or a good boot removed it.
+func (e Entry) Blessed() bool { return e.Ours && e.Err == nil && !e.Name.Counter.Present }
+
+// ImageID returns the digest in hex of the first composefs token of the entry's
+// options, or "".
+func (e Entry) ImageID() string {
+	images, err := bls.ParseKargs(e.Entry.Options().String())
+	if err != nil || len(images) == 0 {
+		return ""
+	}
+	return images[0].Digest.Hex()
+}
+
+// Payload returns the boot digest of the payload the entry starts, or "".
+func (e Entry) Payload() string {
+	for _, key := range []string{"linux", "initrd", "uki", "efi"} {
+		for _, value := range e.Entry.All(key) {
+			// FAT does not tell cases apart, so another tool may have written the
+			// path in capitals.
+			p := strings.ToLower(strings.TrimLeft(value, "/"))
+			if rest, ok := strings.CutPrefix(p, PayloadDir+"/"); ok {
+				digest, _, _ := strings.Cut(rest, "/")
+				return digest
+			}
+		}
+	}
+	return ""
+}
+
+// Entries lists loader/entries in the order in which systemd-boot shows it: the
+// first one is what it starts unless told otherwise. Files that are not entries
+// are left out; what the loader does not show, such as a torn file, stands last. No
+// directory means no entries.
+func (e *ESP) Entries() ([]Entry, error) {
+	list, err := e.dir.ReadSubDir(EntryDir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list boot entries: %w", err)
+	}
+	var out []Entry
+	for _, x := range list {
+		if _, _, ok := bls.SplitCounter(x.Name, ".conf"); !ok || !x.IsRegular() {
+			continue
+		}
+		out = append(out, e.readEntry(x.Name))
+	}
+	slices.SortStableFunc(out, compareEntries)
+	return out, nil
+}
+
+func (e *ESP) readEntry(file string) Entry {
+	x := Entry{File: file}
+	x.Name, x.Ours = record.ParseEntryName(file)
+	data, err := e.dir.ReadFile(path.Join(EntryDir, file), bls.MaxEntrySize)
+	if err != nil {
+		x.Err = err
+		return x
+	}
+	x.Entry, x.Err = bls.ParseEntry(data)
+	if x.Err == nil && len(x.Entry.Fields) == 0 {
+		x.Err = &bls.EntryError{Detail: "empty file"}
+	}
+	return x
+}
+
+func compareEntries(a, b Entry) int {
+	ma, oka := menuItem(a)
+	mb, okb := menuItem(b)
+	if oka != okb {
+		if oka {
+			return -1
+		}
+		return 1
+	}
+	if !oka {
+		return strings.Compare(a.File, b.File)
+	}
+	return bls.CompareMenu(ma, mb)
+}
+
+func menuItem(e Entry) (bls.MenuItem, bool) {
+	if e.Err != nil {
+		return bls.MenuItem{}, false
+	}
+	if _, _, err := e.Entry.Kind(); err != nil {
+		return bls.MenuItem{}, false // the loader does not show it
+	}
+	return bls.MenuItemOf(e.File, e.Entry)
+}

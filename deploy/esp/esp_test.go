@@ -1,0 +1,287 @@
+package esp_test
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/cfsboot/cfsboot/bootimage/bls"
+	"github.com/cfsboot/cfsboot/deploy/esp"
+	"github.com/cfsboot/cfsboot/deploy/record"
+	"github.com/cfsboot/cfsboot/internal/durable"
+)
+
+func content(name, data string) esp.Content {
+	return esp.Content{Sum: esp.Sum{Name: name}, Open: func() (io.ReadCloser, error) {
+		return io.NopCloser(strings.NewReader(data)), nil
+	}}
+}
+
+func payload(t *testing.T, kernel, initrd string) esp.Payload {
+	t.Helper()
+	p, err := esp.NewPayload(t.Context(), []esp.Content{content("vmlinuz", kernel), content("initrd", initrd)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func openTemp(t *testing.T) (*esp.ESP, string) {
+	t.Helper()
+	path := t.TempDir()
+	dir, err := durable.OpenDir(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = dir.Close() })
+	return esp.New(dir), path
+}
+
+// TestBootDigest is the vector of lifecycle.md 2.3.
+func TestBootDigest(t *testing.T) {
+	p := payload(t, "kernel", "initrd")
+	if want := "3822c8916ff94fb5cd0710581582600efdb585747470c3ef45ead0e6ed5b3982"; p.Digest != want {
+		t.Errorf("got %s, want %s", p.Digest, want)
+	}
+}
+
+func TestPlace(t *testing.T) {
+	e, path := openTemp(t)
+	p := payload(t, "kernel", "initrd")
+	for range 2 {
+		if err := e.Place(t.Context(), p, false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := os.ReadFile(filepath.Join(path, "cfsboot", p.Digest, "vmlinuz"))
+	if err != nil || string(got) != "kernel" {
+		t.Fatalf("got %q, %v", got, err)
+	}
+	if err := e.Check(t.Context(), p.Digest, p.Sums()); err != nil {
+		t.Error(err)
+	}
+	list, err := e.Payloads()
+	if d := cmp.Diff([]string{p.Digest}, list); d != "" || err != nil {
+		t.Errorf("payloads %v: mismatch (-want +got):\n%s", err, d)
+	}
+	if err := e.RemovePayload(p.Digest); err != nil {
+		t.Fatal(err)
+	}
+	if list, err := e.Payloads(); len(list) != 0 || err != nil {
+		t.Errorf("after the removal: %v, %v", list, err)
+	}
+}
+
+// TestPlaceOverLeftover: peers fail for ever on a kernel directory without
+// initrd (D8).
+func TestPlaceOverLeftover(t *testing.T) {
+	p := payload(t, "kernel", "initrd")
+	for _, tc := range []struct {
+		name  string
+		files map[string]string
+	}{
+		{"empty directory", nil},
+		{"no initrd", map[string]string{"vmlinuz": "kernel"}},
+		{"torn initrd", map[string]string{"vmlinuz": "kernel", "initrd": "ini"}},
+		{"wrong bytes", map[string]string{"vmlinuz": "KERNEL", "initrd": ""}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			e, path := openTemp(t)
+			dir := filepath.Join(path, "cfsboot", p.Digest)
+			if err := os.MkdirAll(dir, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			for name, data := range tc.files {
+				if err := os.WriteFile(filepath.Join(dir, name), []byte(data), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := e.Place(t.Context(), p, false); err != nil {
+				t.Fatal(err)
+			}
+			if err := e.Check(t.Context(), p.Digest, p.Sums()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// TestPlaceKeepsWhatAnEntryUses: a damaged file that an entry names is an
+// integrity error, not something to write over (V4).
+func TestPlaceKeepsWhatAnEntryUses(t *testing.T) {
+	e, path := openTemp(t)
+	p := payload(t, "kernel", "initrd")
+	if err := e.Place(t.Context(), p, false); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(path, "cfsboot", p.Digest, "initrd")
+	if err := os.WriteFile(file, []byte("inITrd"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var bad *esp.VerifyError
+	if err := e.Place(t.Context(), p, true); !errors.As(err, &bad) || bad.Path != "cfsboot/"+p.Digest+"/initrd" {
+		t.Errorf("got %v, want a VerifyError that names the initrd", err)
+	}
+	if got, _ := os.ReadFile(file); string(got) != "inITrd" {
+		t.Errorf("the file in use was changed to %q", got)
+	}
+	if err := e.CheckSizes(p.Digest, p.Sums()); err != nil {
+		t.Errorf("sizes are right: %v", err)
+	}
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	if err := e.CheckSizes(p.Digest, p.Sums()); !errors.As(err, &bad) || bad.Got != "missing" {
+		t.Errorf("got %v, want a VerifyError that says missing", err)
+	}
+}
+
+func TestWriteEntry(t *testing.T) {
+	e, _ := openTemp(t)
+	if err := e.WriteEntry("a.conf", []byte("linux /x\n")); err != nil {
+		t.Fatal(err)
+	}
+	if err := e.WriteEntry("a.conf", []byte("linux /y\n")); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("a used name: got %v, want fs.ErrExist", err)
+	}
+	if err := e.CheckEntry("a.conf", []byte("linux /x\n")); err != nil {
+		t.Error(err)
+	}
+	space, err := e.Space()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := e.WriteEntry("b.conf", bytes.Repeat([]byte("#"), int(space.Cluster)+1)); err == nil {
+		t.Error("an entry larger than a cluster is accepted")
+	}
+	var bad *esp.VerifyError
+	if err := e.CheckEntry("b.conf", nil); !errors.As(err, &bad) {
+		t.Errorf("got %v, want a VerifyError", err)
+	}
+	for range 2 {
+		if err := e.RemoveEntry("a.conf"); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func entryText(t *testing.T, token string, seq uint64) string {
+	t.Helper()
+	x, err := record.NewEntry(record.EntrySpec{
+		Token: token, Seq: seq, Linux: "/cfsboot/" + strings.Repeat("ab", 32) + "/vmlinuz", Initrd: "/cfsboot/x/initrd",
+		Options: bls.ParseCmdline("rw composefs.digest=v1-sha512-12:" + strings.Repeat("cd", 64)),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := x.Format()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// TestEntries lists what the loader and its helpers may have renamed, foreign
+// and broken files among them (D7: those must not fail a command).
+func TestEntries(t *testing.T) {
+	e, path := openTemp(t)
+	if list, err := e.Entries(); len(list) != 0 || err != nil {
+		t.Fatalf("no directory: %v, %v", list, err)
+	}
+	dir := filepath.Join(path, "loader", "entries")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for name, data := range map[string]string{
+		"cfsboot_aa-0000000001.conf":      entryText(t, "aa", 1),
+		"cfsboot_aa-0000000002+2-1.conf":  entryText(t, "aa", 2),
+		"cfsboot_aa-0000000003+0-3.conf":  entryText(t, "aa", 3),
+		"CFSBOOT_AA-0000000004+3.CONF":    entryText(t, "aa", 4),
+		"cfsboot_aa-0000000005+3-0.conf":  "",
+		"fedora.conf":                     "title x\nlinux /y\n",
+		"broken.conf":                     "\xff\x00",
+		"readme.txt":                      "no entry",
+		"cfsboot_aa-0000000006+3-0.conf~": "backup",
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(data), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Mkdir(filepath.Join(dir, "dir.conf"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	list, err := e.Entries()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, x := range list {
+		got = append(got, x.File)
+	}
+	want := []string{
+		"CFSBOOT_AA-0000000004+3.CONF", "cfsboot_aa-0000000002+2-1.conf", "cfsboot_aa-0000000001.conf",
+		"fedora.conf", "cfsboot_aa-0000000003+0-3.conf", "broken.conf", "cfsboot_aa-0000000005+3-0.conf",
+	}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("order of the menu: mismatch (-want +got):\n%s", d)
+	}
+	first, third := list[0], list[2]
+	if !first.Ours || first.Name.Seq != 4 || first.Name.Token != "aa" || first.Blessed() {
+		t.Errorf("first entry %+v", first)
+	}
+	if !third.Blessed() || third.Payload() != strings.Repeat("ab", 32) || third.ImageID() != strings.Repeat("cd", 64) {
+		t.Errorf("third entry: blessed %v, payload %q, image %q", third.Blessed(), third.Payload(), third.ImageID())
+	}
+	if list[5].Err == nil || list[6].Err == nil || list[3].Ours {
+		t.Errorf("broken, torn and foreign entries: %v, %v, %v", list[5].Err, list[6].Err, list[3].Ours)
+	}
+}
+
+func TestEnsure(t *testing.T) {
+	e, path := openTemp(t)
+	loader := payload(t, "loader", "config").Files
+	loader[0].Name, loader[1].Name = "EFI/BOOT/BOOTX64.EFI", "loader.conf"
+	for range 2 {
+		if err := e.Ensure(t.Context(), loader, false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	file := filepath.Join(path, "EFI/BOOT/BOOTX64.EFI")
+	if err := os.WriteFile(file, []byte("theirs"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var bad *esp.VerifyError
+	if err := e.Ensure(t.Context(), loader, false); !errors.As(err, &bad) || bad.Path != "EFI/BOOT/BOOTX64.EFI" {
+		t.Errorf("got %v, want a VerifyError that names the loader", err)
+	}
+	if err := e.Ensure(t.Context(), loader, true); err != nil {
+		t.Error(err)
+	}
+	if got, _ := os.ReadFile(file); string(got) != "loader" {
+		t.Errorf("got %q", got)
+	}
+}
+
+func TestNeedFor(t *testing.T) {
+	e, _ := openTemp(t)
+	p := payload(t, strings.Repeat("k", 5000), "initrd")
+	const c = 4096
+	// kernel 2 clusters, initrd 1, entry 1; growth of /, cfsboot, its new
+	// directory, loader and entries: 5
+	if got, want := e.NeedFor(p.Digest, p.Sums(), c), int64((2+1+1+5)*c); got != want {
+		t.Errorf("nothing there: got %d, want %d", got, want)
+	}
+	if err := e.Place(t.Context(), p, false); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := e.NeedFor(p.Digest, p.Sums(), c), int64((1+3)*c); got != want {
+		t.Errorf("payload there: got %d, want %d", got, want)
+	}
+}
