@@ -37,11 +37,12 @@ func (d *Dir) Create(name string, perm uint32) (*File, error) {
 }
 
 func (f *File) create(dirFD int, base string, perm uint32) error {
-	open := func() (err error) {
-		f.fd, err = unix.Openat(dirFD, base, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, perm)
-		return err
-	}
-	return do(f.d.hook, Op{Kind: OpCreate, DirFD: dirFD, Name: base, NewDirFD: -1, FD: -1, Path: f.name}, open)
+	op := Op{Kind: OpCreate, DirFD: dirFD, Name: base, NewDirFD: -1, FD: -1, Path: f.name}
+	fd, err := doOpen(f.d.hook, op, func() (int, error) {
+		return unix.Openat(dirFD, base, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, perm)
+	})
+	f.fd = fd
+	return err
 }
 
 // Write appends p. When it fails, a part of p may have been written.
@@ -76,31 +77,33 @@ func (f *File) writeHooked(p []byte) (m int, err error) {
 		m, err = unix.Write(f.fd, p)
 		return err
 	})
-	if refused != nil && m == 0 {
+	if _, errno := refused.(unix.Errno); errno && m == 0 { //nolint:errorlint // a bare errno, not one wrapped by a kill
 		m, _ = unix.Write(f.fd, p[:len(p)/2])
 	}
 	return max(m, 0), refused
 }
 
-// ReadFrom appends all of r, in pieces of 256 KiB.
+// ReadFrom appends all of r, in pieces of 256 KiB. Any error of r but io.EOF is
+// returned, io.ErrUnexpectedEOF too: it means a source that was cut.
 func (f *File) ReadFrom(r io.Reader) (int64, error) {
 	buf := make([]byte, 256<<10)
 	var total int64
 	for {
-		n, err := io.ReadFull(r, buf)
-		m, werr := f.Write(buf[:n])
-		total += int64(m)
-		if werr != nil {
-			return total, werr
+		fill := 0
+		var err error
+		for fill < len(buf) && err == nil {
+			var n int
+			n, err = r.Read(buf[fill:])
+			fill += n
 		}
+		n, werr := f.Write(buf[:fill])
+		total += int64(n)
 		switch {
-		case err == nil:
-		case errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF):
-			if n == 0 || !errors.Is(err, io.EOF) {
-				return total, nil
-			}
-			return total, err
-		default:
+		case werr != nil:
+			return total, werr
+		case err == io.EOF: //nolint:errorlint // io.Reader returns it bare
+			return total, nil
+		case err != nil:
 			return total, err
 		}
 	}
@@ -202,15 +205,9 @@ func (d *Dir) CreateTemp(perm uint32) (*Temp, error) {
 // CreateTempPrefix is CreateTemp with another prefix for named temporaries.
 func (d *Dir) CreateTempPrefix(prefix string, perm uint32) (*Temp, error) {
 	t := &Temp{File: File{d: d, fd: -1, name: prefix}}
-	var err error
-	if d.hook == nil {
-		t.fd, err = openEINTR(func() (int, error) { return openTemp(d.fd, perm) })
-	} else {
-		err = do(d.hook, Op{Kind: OpTemp, DirFD: d.fd, NewDirFD: -1, FD: -1, Path: prefix}, func() (err error) {
-			t.fd, err = openTemp(d.fd, perm)
-			return err
-		})
-	}
+	op := Op{Kind: OpTemp, DirFD: d.fd, NewDirFD: -1, FD: -1, Path: prefix}
+	fd, err := doOpen(d.hook, op, func() (int, error) { return openTemp(d.fd, perm) })
+	t.fd = fd
 	if err == nil {
 		return t, nil
 	}

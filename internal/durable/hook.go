@@ -68,6 +68,20 @@ func do(h Hook, op Op, call func() error) error {
 	return err
 }
 
+// doOpen is do for a call that returns a descriptor, which After sees in op.FD.
+func doOpen(h Hook, op Op, call func() (int, error)) (int, error) {
+	if h == nil {
+		return openEINTR(call)
+	}
+	if err := h.Before(op); err != nil {
+		return -1, err
+	}
+	fd, err := openEINTR(call)
+	op.FD = fd
+	h.After(op, err)
+	return fd, err
+}
+
 func ignoreEINTR(call func() error) error {
 	for {
 		if err := call(); !errors.Is(err, unix.EINTR) {
