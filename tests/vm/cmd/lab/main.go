@@ -18,6 +18,7 @@ type command struct {
 }
 
 var commands = []command{
+	{"setup", "", "install and build what the lab needs; may be repeated", setup},
 	{"umltest", "[flags] PACKAGE...", "run the tests of packages under User Mode Linux", umlTest},
 }
 
