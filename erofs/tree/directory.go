@@ -38,6 +38,9 @@ func (d *directory) search(name string) (int, bool) {
 }
 
 func (d *directory) lookup(name string) *Node {
+	if last := len(d.entries); last == 0 || d.entries[last-1].name < name {
+		return d.added[name] // the usual case of a source in order
+	}
 	if i, ok := d.search(name); ok {
 		return d.entries[i].node
 	}

@@ -1,0 +1,240 @@
+package erofs
+
+import (
+	"cmp"
+	"slices"
+	"strings"
+
+	"github.com/cfsboot/cfsboot/erofs/tree"
+	"github.com/cfsboot/cfsboot/fsverity"
+)
+
+// attr is one extended attribute of an inode as the image has it. The overlay
+// attributes of files in objects follow from the digest; their values are only
+// made when they are written.
+type attr struct {
+	name   string
+	value  string
+	digest fsverity.Digest // of the object, for metacopy and redirect made from it
+	pair   *pair           // nil: no other inode has the same
+}
+
+// pair counts the inodes that have one (name, value).
+type pair struct {
+	count  uint32
+	offset uint32 // in the shared table
+}
+
+func (p *pair) isShared() bool { return p != nil && p.count > 1 }
+
+// dup counts the files with one digest.
+type dup struct{ metacopy, redirect pair }
+
+type sharedXattr struct {
+	name, value string
+	pair        *pair
+}
+
+// valueLen returns the length of the value in bytes.
+func (a *attr) valueLen() int {
+	if a.digest.IsZero() {
+		return len(a.value)
+	}
+	size := a.digest.Algorithm().Size()
+	if a.name == nameMetacopy {
+		return 4 + size
+	}
+	return 2 + 2*size // "/ab/cdef…"
+}
+
+// appendValue appends the value to b.
+func (a *attr) appendValue(b []byte) []byte {
+	switch {
+	case a.digest.IsZero():
+		return append(b, a.value...)
+	case a.name == nameMetacopy:
+		// struct ovl_metacopy: version, length, flags, digest algorithm
+		b = append(b, 0, byte(a.valueLen()), 0, byte(a.digest.Algorithm()))
+		return append(b, a.digest.Raw()...)
+	}
+	return a.digest.AppendObjectPath(append(b, '/'))
+}
+
+// list returns the attributes of an inode in byte order of their names. holds
+// tells that it is a directory with escaped whiteouts. The result is valid until
+// the next call.
+func (e *encoder) list(n *tree.Node, holds bool) []attr {
+	l := e.attrs[:0]
+	for _, x := range n.Xattrs {
+		name := x.Name
+		if strings.HasPrefix(name, overlayPrefix) {
+			name = escapedPrefix + name[len(overlayPrefix):]
+		}
+		l = append(l, attr{name: name, value: x.Value})
+	}
+	plain := len(l)
+	switch {
+	case n.IsExternal():
+		l = append(l, attr{name: nameMetacopy, digest: n.Digest}, attr{name: nameRedirect, digest: n.Digest})
+		if n.NoVerity {
+			l[plain].digest = fsverity.Digest{}
+		}
+	case n.Sparse && n.Size > 0:
+		l = append(l, attr{name: nameMetacopy})
+	case n == e.root:
+		l = append(l, attr{name: nameOpaque, value: "y"})
+	case e.escaped(n):
+		l = replace(l, nameWhiteout, "")
+		l = replace(l, nameUserWhiteout, "")
+	}
+	if holds {
+		l = replace(l, nameWhiteouts, "")
+		l = replace(l, nameUserWhiteouts, "")
+		l = replace(l, nameOpaqueEscaped, "x")
+		l = replace(l, nameUserOpaque, "x")
+	}
+	if len(l) > plain && plain > 0 || holds || len(l) > plain+1 {
+		slices.SortFunc(l, func(a, b attr) int { return strings.Compare(a.name, b.name) })
+	}
+	e.attrs = l
+	for i := range l {
+		l[i].pair = e.pairOf(&l[i])
+	}
+	return l
+}
+
+// replace sets an attribute, as C mkcomposefs does; composefs-rs writes the name
+// a second time, which no reader understands.
+func replace(l []attr, name, value string) []attr {
+	for i := range l {
+		if l[i].name == name {
+			l[i].value = value
+			return l
+		}
+	}
+	return append(l, attr{name: name, value: value})
+}
+
+func (e *encoder) pairOf(a *attr) *pair {
+	if a.digest.IsZero() {
+		return e.pairs[tree.Xattr{Name: a.name, Value: a.value}]
+	}
+	if d := e.dups[a.digest.Raw()]; d != nil {
+		if a.name == nameMetacopy {
+			return &d.metacopy
+		}
+		return &d.redirect
+	}
+	return nil
+}
+
+// unique reports whether the node has just the two attributes of a file in an
+// object that no other file shares. Most files are like that.
+func (e *encoder) unique(n *tree.Node) bool {
+	return len(n.Xattrs) == 0 && n.IsExternal() && !n.NoVerity && e.dups[n.Digest.Raw()] == nil
+}
+
+// count finds which attributes are shared, the smallest time, and ACLs.
+func (e *encoder) count() {
+	e.pairs = make(map[tree.Xattr]*pair)
+	e.minMtime = tree.Meta{MtimeSec: e.root.MtimeSec, MtimeNsec: e.root.MtimeNsec}
+	dir := 0
+	for i := range e.inodes {
+		n := e.inodes[i].node
+		if n.CompareMtime(&e.minMtime) < 0 {
+			e.minMtime.MtimeSec, e.minMtime.MtimeNsec = n.MtimeSec, n.MtimeNsec
+		}
+		holds := false
+		if n.IsDir() {
+			holds = e.dirs[dir].whiteouts
+			dir++
+		}
+		if e.unique(n) {
+			continue
+		}
+		for _, a := range e.list(n, holds) {
+			if a.pair == nil && a.digest.IsZero() {
+				a.pair = new(pair)
+				e.pairs[tree.Xattr{Name: a.name, Value: a.value}] = a.pair
+			}
+			if a.pair != nil {
+				a.pair.count++
+			}
+			if a.name == nameACLAccess || a.name == nameACLDefault {
+				e.hasACL = true
+			}
+		}
+	}
+	e.sortShared()
+}
+
+// sortShared gives the shared attributes their places: descending by name, then
+// length of the value, then value.
+func (e *encoder) sortShared() {
+	for x, p := range e.pairs {
+		if p.isShared() {
+			e.shared = append(e.shared, sharedXattr{x.Name, x.Value, p})
+		} else {
+			delete(e.pairs, x)
+		}
+	}
+	for raw, d := range e.dups {
+		digest, _ := fsverity.DigestFromRaw(raw) // was a digest before
+		if d.metacopy.isShared() {
+			a := attr{name: nameMetacopy, digest: digest}
+			e.shared = append(e.shared, sharedXattr{nameMetacopy, string(a.appendValue(nil)), &d.metacopy})
+		}
+		if d.redirect.isShared() {
+			a := attr{name: nameRedirect, digest: digest}
+			e.shared = append(e.shared, sharedXattr{nameRedirect, string(a.appendValue(nil)), &d.redirect})
+		}
+	}
+	slices.SortFunc(e.shared, func(a, b sharedXattr) int {
+		return cmp.Or(strings.Compare(b.name, a.name), cmp.Compare(len(b.value), len(a.value)), strings.Compare(b.value, a.value))
+	})
+	offset := 0
+	for _, s := range e.shared {
+		s.pair.offset = uint32(offset)
+		_, suffix := splitName(s.name)
+		offset += entrySize(len(suffix), len(s.value))
+	}
+}
+
+// sharedSize returns the size of the shared table.
+func (e *encoder) sharedSize() int64 {
+	size := 0
+	for _, s := range e.shared {
+		_, suffix := splitName(s.name)
+		size += entrySize(len(suffix), len(s.value))
+	}
+	return int64(size)
+}
+
+// entrySize returns the bytes of an entry: header, suffix, value, padding.
+func entrySize(suffix, value int) int { return (4 + suffix + value + 3) &^ 3 }
+
+// areaSize returns the bytes of the attributes of an inode, and how many of them
+// are references.
+func areaSize(l []attr) (size int64, refs int) {
+	if len(l) == 0 {
+		return 0, 0
+	}
+	size = xattrHeader
+	for i := range l {
+		if l[i].pair.isShared() {
+			size += 4
+			refs++
+			continue
+		}
+		_, suffix := splitName(l[i].name)
+		size += int64(entrySize(len(suffix), l[i].valueLen()))
+	}
+	return size, refs
+}
+
+// uniqueAreaSize is areaSize for what unique reports.
+func uniqueAreaSize(d fsverity.Digest) int64 {
+	size := d.Algorithm().Size()
+	const suffix = len("overlay.metacopy") // and of overlay.redirect
+	return xattrHeader + int64(entrySize(suffix, 4+size)+entrySize(suffix, 2+2*size))
+}
