@@ -1,0 +1,145 @@
+package deploy
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+
+	"github.com/cfsboot/cfsboot/deploy/esp"
+	"github.com/cfsboot/cfsboot/deploy/record"
+	"github.com/cfsboot/cfsboot/internal/durable"
+)
+
+// stagedDir holds the state of deployments that are not armed yet, one
+// directory each; finalize moves it to record.StateDir.
+const stagedDir = stateTop + "/staged"
+
+const maxStateFile = 256 << 10
+
+// Facts are what was found on a machine before anything is decided.
+type Facts struct {
+	Booted      *record.Booted               // nil: not booted by cfsboot's initramfs
+	State       record.State                 // of the journal
+	Deployments map[string]record.Deployment // by id: those with a readable deployment.json
+	Entries     []esp.Entry                  // as the loader sorts them, foreign ones included
+	Payloads    []string                     // boot digests that have a directory on the boot partition
+}
+
+// BootedID is the id of the running deployment, "" if cfsboot did not boot it.
+func (f Facts) BootedID() string {
+	if f.Booted == nil {
+		return ""
+	}
+	return f.Booted.Digest
+}
+
+// EntryOf finds the file of an entry by its sequence number, whatever its
+// counter is by now. nil: there is none.
+func (f Facts) EntryOf(seq uint64) *esp.Entry {
+	for i := range f.Entries {
+		if e := &f.Entries[i]; e.Ours && e.Name.Token == f.State.Token && e.Name.Seq == seq {
+			return e
+		}
+	}
+	return nil
+}
+
+// DefaultID is the deployment that the loader starts next: that of the first
+// entry it would show. "" if that is not one of ours.
+func (f Facts) DefaultID() string {
+	for _, e := range f.Entries {
+		if e.Err != nil {
+			continue
+		}
+		if !e.Ours || e.Name.Token != f.State.Token {
+			return ""
+		}
+		if a := f.State.Entry(e.Name.Seq); a != nil {
+			return a.Deployment
+		}
+		return e.ImageID()
+	}
+	return ""
+}
+
+// ReadBooted reads the record of the initramfs below root. Without one the
+// error wraps fs.ErrNotExist.
+func ReadBooted(root string) (*record.Booted, error) {
+	data, err := os.ReadFile(Options{Root: root}.path(record.BootedPath))
+	if err != nil {
+		return nil, err
+	}
+	b, err := record.ParseBooted(data)
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", record.BootedPath, err)
+	}
+	return &b, nil
+}
+
+// ReadState reads what the root file system, whose top is given, says about
+// deployments: the journal's state and the deployment records. It takes no lock
+// and changes nothing. problems are what could not be read; err means that
+// there is no usable journal (record.ErrNoJournal on a machine without one).
+func ReadState(top *durable.Dir) (state record.State, deployments map[string]record.Deployment, problems []error, err error) {
+	j, err := readJournal(top)
+	if err != nil {
+		return record.State{}, nil, nil, err
+	}
+	problems = append(problems, j.Damaged()...)
+	deployments, more := readDeployments(top)
+	return j.State(), deployments, append(problems, more...), nil
+}
+
+// readDeployments reads the record of each deployment. Staged ones are read
+// last: the same id may be there twice, and what is staged is newer.
+func readDeployments(top *durable.Dir) (map[string]record.Deployment, []error) {
+	out := map[string]record.Deployment{}
+	var problems []error
+	for _, parent := range []string{record.StateDir, stagedDir} {
+		list, err := top.ReadSubDir(parent)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			problems = append(problems, err)
+			continue
+		}
+		for _, x := range list {
+			if !x.IsDir() || !isID(x.Name) {
+				continue
+			}
+			d, err := readDeployment(top, parent, x.Name)
+			if err != nil {
+				problems = append(problems, err)
+				continue
+			}
+			out[x.Name] = d
+		}
+	}
+	return out, problems
+}
+
+func readDeployment(top *durable.Dir, parent, id string) (record.Deployment, error) {
+	name := parent + "/" + id + "/" + record.DeploymentName
+	data, err := top.ReadFile(name, maxStateFile)
+	if err != nil {
+		return record.Deployment{}, err
+	}
+	d, err := record.ParseDeployment(data)
+	switch {
+	case err != nil:
+		return record.Deployment{}, fmt.Errorf("read %q: %w", name, err)
+	case d.ID != id:
+		return record.Deployment{}, fmt.Errorf("read %q: it is of deployment %s", name, d.ID)
+	}
+	return d, nil
+}
+
+// isID tells whether name is that of a deployment's directory.
+func isID(name string) bool {
+	return (len(name) == 64 || len(name) == 128) && !slices.ContainsFunc([]byte(name), func(c byte) bool {
+		return (c < '0' || c > '9') && (c < 'a' || c > 'f')
+	})
+}

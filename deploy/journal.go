@@ -1,0 +1,107 @@
+package deploy
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+
+	"github.com/cfsboot/cfsboot/deploy/record"
+	"github.com/cfsboot/cfsboot/internal/durable"
+)
+
+// stateTop is cfsboot's own directory below the top of the root file system.
+const stateTop = "state/cfsboot"
+
+// stateFilePerm and stateDirPerm let status read records without root.
+const (
+	stateFilePerm = 0o644
+	stateDirPerm  = 0o755
+)
+
+// journal is the journal on the disk with the state that follows from it.
+type journal struct {
+	record.Journal
+	dir    *durable.Dir // JournalDir
+	clock  Clock
+	bootID string
+	log    *slog.Logger
+}
+
+// readJournal reads the journal below the top of the root file system. Without
+// a record the error is record.ErrNoJournal.
+func readJournal(top *durable.Dir) (*record.Journal, error) {
+	list, err := top.ReadSubDir(record.JournalDir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, record.ErrNoJournal
+	}
+	if err != nil {
+		return nil, err
+	}
+	names := make([]string, len(list))
+	for i, x := range list {
+		names[i] = x.Name
+	}
+	return record.ReadJournal(names, func(name string) ([]byte, error) {
+		return top.ReadFile(record.JournalDir+"/"+name, record.MaxRecordSize)
+	})
+}
+
+// openJournal opens the journal for writing. A new one, which has no record
+// yet, takes only the init event.
+func openJournal(top *durable.Dir, o Options) (*journal, error) {
+	j := &journal{clock: o.Clock, bootID: o.bootID(), log: o.Logger}
+	old, err := readJournal(top)
+	switch {
+	case err == nil:
+		j.Journal = *old
+	case !errors.Is(err, record.ErrNoJournal):
+		return nil, fmt.Errorf("read journal: %w", err)
+	}
+	for _, err := range j.Damaged() {
+		j.log.Warn("a journal record is damaged, the one before it counts", "error", err)
+	}
+	if j.dir, err = top.MkdirAll(record.JournalDir, stateDirPerm); err != nil {
+		return nil, err
+	}
+	return j, nil
+}
+
+func (j *journal) close() { _ = j.dir.Close() } // every record was synced
+
+// add writes the record of an event durably, and takes old records away.
+func (j *journal) add(e record.Event) error {
+	r, err := j.Next(e, j.clock.Now(), j.bootID)
+	if err != nil {
+		return err
+	}
+	data, err := r.Encode()
+	if err != nil {
+		return err
+	}
+	if err := j.dir.WriteFile(r.Name(), data, stateFilePerm); err != nil {
+		return fmt.Errorf("write journal: %w", err)
+	}
+	j.Wrote(r)
+	j.log.Debug("journal", "event", e.Kind, "deployment", e.Deployment, "record", r.Seq)
+	return nil
+}
+
+// prune removes records that are older than anyone looks. Failing to is not an
+// error of the work that was done.
+func (j *journal) prune() {
+	list, err := j.dir.ReadDir()
+	if err != nil {
+		return
+	}
+	names := make([]string, len(list))
+	for i, x := range list {
+		names[i] = x.Name
+	}
+	for _, name := range record.Prunable(names) {
+		if err := j.dir.Remove(name); err != nil {
+			j.log.Warn("remove an old journal record", "error", err)
+			return
+		}
+	}
+}

@@ -1,0 +1,286 @@
+package deploy
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cfsboot/cfsboot/deploy/esp"
+	"github.com/cfsboot/cfsboot/deploy/record"
+	"github.com/cfsboot/cfsboot/internal/durable"
+)
+
+// repair is one thing that the disk shows and the journal does not say yet.
+type repair struct {
+	RemoveEntry string // a torn file on the boot partition, removed before the event is recorded; or ""
+	Event       record.Event
+}
+
+// nextRepair finds what a killed run, the loader or systemd-bless-boot did since
+// the journal was written. Each one changes the state, so the caller applies it
+// and asks again until there is none.
+func nextRepair(f Facts) (repair, bool) {
+	if t := f.State.Transaction; t != nil {
+		return repairTransaction(f, t), true
+	}
+	if st := f.State.Staged; st != nil {
+		switch e := f.EntryOf(st.Entry); {
+		case e == nil:
+		case isEntryOf(e, st.Deployment, st.BootDigest):
+			return repair{Event: record.Event{Kind: record.EventArmed, Deployment: st.Deployment, Entry: st.Entry, Tries: record.DefaultTries}}, true
+		default:
+			return repair{e.File, record.Event{Kind: record.EventRenumber, Deployment: st.Deployment}}, true
+		}
+	}
+	for _, a := range f.State.Entries {
+		e := f.EntryOf(a.Seq)
+		if e == nil || e.Err != nil {
+			continue
+		}
+		running := f.BootedID() == a.Deployment
+		counter := e.Name.Counter
+		switch {
+		// systemd-bless-boot took the counter away, or an uncounted entry runs.
+		case !a.Blessed && !counter.Present && (a.Tries > 0 || running):
+			return repair{Event: record.Event{Kind: record.EventBlessed, Entry: a.Seq}}, true
+		// While it runs, "+0-3" is its last try and may still turn out well.
+		case !a.Failed && counter.Bad() && f.Booted != nil && !running:
+			return repair{Event: record.Event{
+				Kind: record.EventFailed, Entry: a.Seq,
+				Reason: fmt.Sprintf("the boot loader gave up after %d tries", counter.Done),
+			}}, true
+		}
+	}
+	return repair{}, false
+}
+
+func repairTransaction(f Facts, t *record.Transaction) repair {
+	aborted := repair{Event: record.Event{Kind: record.EventAborted, Transaction: t.ID, Reason: "the program did not finish"}}
+	e := f.EntryOf(t.Entry)
+	switch {
+	case e == nil:
+	case t.Op != record.OpUpgrade && isEntryOf(e, t.Deployment, t.BootDigest):
+		tries := uint(0)
+		if c := e.Name.Counter; c.Present {
+			tries = c.Left + c.Done
+		}
+		return repair{Event: record.Event{Kind: record.EventArmed, Deployment: t.Deployment, Entry: t.Entry, Tries: tries}}
+	default:
+		aborted.RemoveEntry = e.File
+	}
+	return aborted
+}
+
+// isEntryOf tells whether the file is complete: the loader boots this
+// deployment with it.
+func isEntryOf(e *esp.Entry, deployment, bootDigest string) bool {
+	return e.Err == nil && e.ImageID() == deployment && e.Payload() == bootDigest
+}
+
+// action is what an upgrade comes down to once the manifest is known.
+type action string
+
+const (
+	actNothing action = "nothing" // the default is this image already
+	actKeep    action = "keep"    // it is staged already
+	actDrop    action = "drop"    // only the staged deployment is in the way
+	actRearm   action = "rearm"   // it runs, but something else is the default
+	actStage   action = "stage"   // it has to be pulled and staged
+)
+
+// decideUpgrade compares the manifest that the reference stands for now with
+// what is deployed.
+func decideUpgrade(f Facts, manifest string, retry bool) (action, error) {
+	has := func(id string) bool { return id != "" && f.Deployments[id].ManifestDigest == manifest }
+	next := f.BootedID()
+	if n := f.State.Newest(); n != nil {
+		next = n.Deployment
+	}
+	staged := f.State.Staged
+	switch {
+	case staged != nil && has(staged.Deployment):
+		return actKeep, nil
+	case has(next) && staged != nil:
+		return actDrop, nil
+	case has(next):
+		return actNothing, nil
+	case has(f.BootedID()):
+		return actRearm, nil
+	}
+	for _, x := range f.State.Failed {
+		if has(x.Deployment) {
+			return actStage, refuseFailed(f.State, x.Deployment, retry)
+		}
+	}
+	return actStage, nil
+}
+
+// refuseFailed refuses a deployment that the loader gave up on.
+func refuseFailed(s record.State, id string, retry bool) error {
+	if x := s.FailureOf(id); x != nil && !retry {
+		return refuse(CodeFailed, "deployment %s did not boot on %s (%s); it is not tried again without being asked for", short(id), x.Time.Format("2006-01-02"), x.Reason)
+	}
+	return nil
+}
+
+// rollbackPlan is what `rollback` does.
+type rollbackPlan struct {
+	Target  record.ArmedEntry // latest entry of the deployment to go to
+	Tries   uint              // 0: it is known to be good
+	Drop    string            // the staged deployment, given up before; or ""
+	Default bool              // Target is the default already: no new entry
+}
+
+// decideRollback chooses the deployment to go back to. id may be a prefix of
+// one; "" means the previous good one, or the running one if a newer one that
+// was never booted is the default. ErrNothingToDo: it is the default already.
+func decideRollback(f Facts, id string) (rollbackPlan, error) {
+	var p rollbackPlan
+	if f.State.Staged != nil {
+		p.Drop = f.State.Staged.Deployment
+	}
+	newest, booted := f.State.Newest(), f.BootedID()
+	var target *record.ArmedEntry
+	switch {
+	case id != "":
+		full, err := findID(f.State, id)
+		if err != nil {
+			return p, err
+		}
+		target = f.State.LatestOf(full)
+	case newest != nil && newest.Deployment != booted && newest.Blessed:
+		target = newest
+	case newest != nil && newest.Deployment != booted:
+		target = f.State.LatestOf(booted)
+	default:
+		target = f.State.Rollback(booted)
+	}
+	if target == nil {
+		return p, refuse(CodeNoRollback, "no deployment to go back to: no other one has booted and was found healthy")
+	}
+	p.Target = *target
+	if !target.Blessed {
+		p.Tries = record.DefaultTries
+	}
+	p.Default = newest != nil && newest.Deployment == target.Deployment
+	if p.Default && p.Drop == "" {
+		return p, ErrNothingToDo
+	}
+	return p, nil
+}
+
+// minPrefix is how many digits of an id have to be given at least.
+const minPrefix = 4
+
+// findID completes a prefix of the id of a deployment that has an entry.
+func findID(s record.State, prefix string) (string, error) {
+	prefix = strings.ToLower(prefix)
+	var found []string
+	for _, e := range s.Entries {
+		if strings.HasPrefix(e.Deployment, prefix) && !slices.Contains(found, e.Deployment) {
+			found = append(found, e.Deployment)
+		}
+	}
+	switch {
+	case len(prefix) < minPrefix:
+		return "", refuse(CodeUnknown, "deployment %q: got %d digits, want at least %d", prefix, len(prefix), minPrefix)
+	case len(found) == 0:
+		return "", refuse(CodeUnknown, "no deployment %q has a boot entry", prefix)
+	case len(found) > 1:
+		return "", refuse(CodeUnknown, "%q is the beginning of %d deployments, want more digits", prefix, len(found))
+	}
+	return found[0], nil
+}
+
+// retirable lists the deployments that may be removed to make room, the first
+// one first: failed ones, then the oldest. The booted, the staged, the default
+// and the one that rollback goes to stay, and so does keep.
+func retirable(f Facts, keep string) []string {
+	hold := []string{f.BootedID(), keep}
+	if st := f.State.Staged; st != nil {
+		hold = append(hold, st.Deployment)
+	}
+	if t := f.State.Transaction; t != nil {
+		hold = append(hold, t.Deployment)
+	}
+	for _, e := range []*record.ArmedEntry{f.State.Newest(), f.State.Rollback(f.BootedID())} {
+		if e != nil {
+			hold = append(hold, e.Deployment)
+		}
+	}
+	var failed, old []string
+	for _, e := range f.State.Entries {
+		switch id := e.Deployment; {
+		case slices.Contains(hold, id), slices.Contains(failed, id), slices.Contains(old, id):
+		case f.State.LatestOf(id).Failed:
+			failed = append(failed, id)
+		default:
+			old = append(old, id)
+		}
+	}
+	return append(failed, old...)
+}
+
+// stalePayloads lists the payloads on the boot partition that no entry of
+// anyone names and no deployment of the journal needs. If an entry cannot be
+// read, nobody knows what it names, so nothing is stale.
+func stalePayloads(f Facts, keep string) []string {
+	used := []string{keep}
+	for _, e := range f.Entries {
+		if e.Err != nil {
+			return nil
+		}
+		used = append(used, e.Payload())
+	}
+	for _, a := range f.State.Entries {
+		used = append(used, a.BootDigest)
+	}
+	if st := f.State.Staged; st != nil {
+		used = append(used, st.BootDigest)
+	}
+	if t := f.State.Transaction; t != nil {
+		used = append(used, t.BootDigest)
+	}
+	return slices.DeleteFunc(slices.Clone(f.Payloads), func(d string) bool { return slices.Contains(used, d) })
+}
+
+// candidate is a deployment that could make room.
+type candidate struct {
+	ID    string
+	Frees int64 // bytes on the boot partition
+}
+
+// planRoom chooses the candidates to retire so that need bytes fit and the
+// reserve stays, as few as possible. where names the partition. If it cannot
+// fit the error is a *durable.SpaceError and nothing is to be retired.
+func planRoom(where string, need int64, space esp.Space, candidates []candidate) ([]string, error) {
+	want := need + esp.Reserve(space.Total)
+	have := space.Free
+	var retire []string
+	for _, c := range candidates {
+		if have >= want {
+			break
+		}
+		if c.Frees > 0 {
+			retire, have = append(retire, c.ID), have+c.Frees
+		}
+	}
+	if have < want {
+		return nil, &durable.SpaceError{Where: where, Need: want, Have: have, Err: unix.ENOSPC}
+	}
+	return retire, nil
+}
+
+// short cuts an id for messages.
+func short(id string) string {
+	if len(id) > 12 {
+		return id[:12]
+	}
+	return id
+}
+
+// isNothing tells an error apart that is no failure.
+func isNothing(err error) bool { return errors.Is(err, ErrNothingToDo) }
