@@ -12,8 +12,8 @@ func HostPlatform() v1.Platform {
 }
 
 // MatchPlatform reports whether an image for got runs on want. Operating system
-// and architecture must be equal. Variants are compared only if both are given,
-// "v8" of arm64 being the same as none.
+// and architecture must be equal. Variants are compared only if both are given;
+// for arm64 none means "v8".
 func MatchPlatform(want, got v1.Platform) bool {
 	if want.OS != got.OS || want.Architecture != got.Architecture {
 		return false
@@ -23,8 +23,8 @@ func MatchPlatform(want, got v1.Platform) bool {
 }
 
 func variant(p v1.Platform) string {
-	if p.Architecture == "arm64" && p.Variant == "v8" {
-		return ""
+	if p.Architecture == "arm64" && p.Variant == "" {
+		return "v8"
 	}
 	return p.Variant
 }

@@ -1,0 +1,180 @@
+package remote
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/cfsboot/cfsboot/repo/oci"
+)
+
+// errStalled ends a transfer that is silent for too long.
+var errStalled = errors.New("no data arrives")
+
+// watchdog cancels its context when a read takes longer than the limit.
+type watchdog struct {
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	timer  *time.Timer
+	limit  time.Duration
+	fired  atomic.Bool
+}
+
+func newWatchdog(ctx context.Context, limit time.Duration) *watchdog {
+	w := &watchdog{limit: limit}
+	w.ctx, w.cancel = context.WithCancelCause(ctx)
+	w.timer = time.AfterFunc(time.Hour, func() {
+		w.fired.Store(true)
+		w.cancel(errStalled)
+	})
+	w.timer.Stop()
+	return w
+}
+
+func (w *watchdog) stop() {
+	w.timer.Stop()
+	w.cancel(nil)
+}
+
+// watchedBody is a response body under a watchdog. The time between reads does
+// not count, only the time in them.
+type watchedBody struct {
+	body io.ReadCloser
+	w    *watchdog
+}
+
+func (b *watchedBody) Read(p []byte) (int, error) {
+	b.w.timer.Reset(b.w.limit)
+	n, err := b.body.Read(p)
+	b.w.timer.Stop()
+	if err != nil && err != io.EOF && b.w.fired.Load() {
+		err = fmt.Errorf("%w for %s", errStalled, b.w.limit)
+	}
+	return n, err
+}
+
+func (b *watchedBody) Close() error {
+	defer b.w.stop()
+	return b.body.Close()
+}
+
+// Blob opens a blob; see oci.Source.
+func (s *registry) Blob(ctx context.Context, d v1.Descriptor) (io.ReadCloser, error) {
+	if err := oci.CheckDescriptor("blob", d); err != nil {
+		return nil, err
+	}
+	b := &blob{s: s, ctx: ctx, desc: d} //nolint:containedctx // a reader has no other way to get one
+	if err := b.request(); err != nil {
+		return nil, err
+	}
+	return &verified{Reader: oci.VerifyReader(b, "blob", d), closer: b}, nil
+}
+
+type verified struct {
+	io.Reader
+	closer io.Closer
+}
+
+func (v *verified) Close() error { return v.closer.Close() }
+
+// progressForRetry is how much must arrive for the count of repetitions to start
+// again; less would let a registry keep us busy for ever.
+const progressForRetry = 64 << 10
+
+// blob reads a blob over as many connections as it takes.
+type blob struct {
+	s      *registry
+	ctx    context.Context //nolint:containedctx // of the call of Blob
+	desc   v1.Descriptor
+	body   io.ReadCloser
+	n      int64 // bytes handed out
+	tries  int   // repetitions since the last progress
+	tryAt  int64 // n at the last repetition
+	closed bool
+}
+
+func (b *blob) op() string { return "read blob " + b.desc.Digest.String() }
+
+// request asks for the rest of the blob. A registry that does not know ranges
+// sends all of it, and what was read before is skipped.
+func (b *blob) request() error {
+	header := http.Header{}
+	statuses := []int{http.StatusOK}
+	if b.n > 0 {
+		header.Set("Range", fmt.Sprintf("bytes=%d-%d", b.n, b.desc.Size-1)) // a closed range: some servers know no other
+		statuses = append(statuses, http.StatusPartialContent)
+	}
+	body, resp, err := b.s.get(b.ctx, b.op(), b.s.url("blobs", b.desc.Digest.String()), header, statuses...)
+	if err != nil {
+		return err
+	}
+	skip, expect := b.n, b.desc.Size
+	if resp.StatusCode == http.StatusPartialContent {
+		var from, to int64
+		if _, err := fmt.Sscanf(resp.Header.Get("Content-Range"), "bytes %d-%d/", &from, &to); err != nil || from != b.n {
+			return errors.Join(b.s.fail(b.ctx, b.op(), b.n, fmt.Errorf("registry answers with range %q, want one from %d", resp.Header.Get("Content-Range"), b.n)), body.Close())
+		}
+		skip, expect = 0, b.desc.Size-b.n
+	}
+	if resp.ContentLength >= 0 && resp.ContentLength != expect {
+		got := resp.ContentLength + b.desc.Size - expect
+		return errors.Join(&oci.DigestError{Where: "blob", Want: b.desc.Digest, GotSize: got, WantSize: b.desc.Size}, body.Close())
+	}
+	if _, err := io.CopyN(io.Discard, body, skip); err != nil {
+		return errors.Join(b.s.fail(b.ctx, b.op(), b.n, err), body.Close())
+	}
+	b.body = body
+	return nil
+}
+
+func (b *blob) Read(p []byte) (int, error) {
+	for {
+		n, err := b.body.Read(p)
+		b.n += int64(n)
+		if err == nil || err == io.EOF || n > 0 {
+			if err != io.EOF {
+				err = nil // a lasting error comes again
+			}
+			return n, err
+		}
+		if err := b.again(err); err != nil {
+			return 0, err
+		}
+	}
+}
+
+// again continues after the connection broke, or says why not.
+func (b *blob) again(cause error) error {
+	if b.ctx.Err() != nil {
+		return b.s.fail(b.ctx, b.op(), b.n, cause)
+	}
+	if b.n-b.tryAt >= progressForRetry {
+		b.tries = 0
+	}
+	b.tryAt = b.n
+	if b.tries >= b.s.opts.Retries {
+		return b.s.fail(b.ctx, b.op(), b.n, fmt.Errorf("connection broke off: %w", cause))
+	}
+	delay := backoff(b.s.opts.RetryDelay, b.tries)
+	b.tries++
+	_ = b.body.Close() // it is broken
+	b.s.opts.Logger.Debug("continue blob", "digest", b.desc.Digest, "offset", b.n, "cause", hideURL(cause), "delay", delay)
+	if err := sleep(b.ctx, delay); err != nil {
+		return b.s.fail(b.ctx, b.op(), b.n, err)
+	}
+	return b.request()
+}
+
+func (b *blob) Close() error {
+	if b.closed {
+		return nil
+	}
+	b.closed = true
+	return b.body.Close()
+}

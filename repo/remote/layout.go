@@ -1,0 +1,139 @@
+package remote
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/cfsboot/cfsboot/internal/durable"
+	"github.com/cfsboot/cfsboot/repo/oci"
+)
+
+// layout is an image in an OCI layout directory. It satisfies oci.Source.
+type layout struct {
+	typed string
+	ref   reference
+	want  Platform
+	dir   *durable.Dir
+}
+
+var _ oci.Source = (*layout)(nil)
+
+func openLayout(typed string, ref reference, opts Options) (*layout, error) {
+	st, err := os.Stat(ref.path)
+	if err == nil && !st.IsDir() {
+		err = fmt.Errorf("%s is not a directory (an OCI archive is not supported)", ref.path)
+	}
+	if err != nil {
+		return nil, &Error{Ref: typed, Op: "open layout", Err: err}
+	}
+	dir, err := durable.OpenDir(ref.path)
+	if err != nil {
+		return nil, &Error{Ref: typed, Op: "open layout", Err: err}
+	}
+	return &layout{typed: typed, ref: ref, want: opts.Platform, dir: dir}, nil
+}
+
+func (l *layout) Close() error { return l.dir.Close() }
+
+// Resolve reads index.json and chooses by tag, then by platform.
+func (l *layout) Resolve(ctx context.Context) (oci.Resolved, error) {
+	b, err := l.dir.ReadFile("index.json", oci.MaxManifestSize)
+	if err != nil {
+		return oci.Resolved{}, &Error{Ref: l.typed, Op: "read index.json", Err: err}
+	}
+	where := l.typed
+	var index v1.Index
+	if err := json.Unmarshal(b, &index); err != nil {
+		return oci.Resolved{}, &oci.FormatError{Where: where, Detail: "index.json is not an image index", Err: err}
+	}
+	candidates := index.Manifests
+	if l.ref.hasTag {
+		candidates = nil
+		for _, d := range index.Manifests {
+			if d.Annotations[v1.AnnotationRefName] == l.ref.tag {
+				candidates = append(candidates, d)
+			}
+		}
+		if len(candidates) == 0 {
+			return oci.Resolved{}, &Error{Ref: l.typed, Op: "read index.json", Err: fmt.Errorf("no image is tagged %q: %w", l.ref.tag, fs.ErrNotExist)}
+		}
+	}
+	c := chooser{f: l, where: where, want: l.want}
+	f, ok, err := c.choose(ctx, candidates, true)
+	if err != nil {
+		return oci.Resolved{}, err
+	}
+	if !ok {
+		return oci.Resolved{}, c.noMatch()
+	}
+	res, err := resolve(ctx, l, l.typed, f.desc, f.manifest, l.want)
+	res.IndexDigest = f.index
+	return res, err
+}
+
+func (l *layout) fetchManifest(ctx context.Context, d v1.Descriptor) ([]byte, error) {
+	where := "manifest " + d.Digest.String()
+	if err := oci.CheckDescriptor(where, d); err != nil {
+		return nil, err
+	}
+	if d.Size > oci.MaxManifestSize {
+		return nil, &oci.FormatError{Where: where, Detail: fmt.Sprintf("%d bytes, limit %d bytes", d.Size, oci.MaxManifestSize)}
+	}
+	r, err := l.Blob(ctx, d)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close() //nolint:errcheck // read only
+	return io.ReadAll(r)
+}
+
+// Blob opens a file of blobs/. Symbolic links are refused: a layout that comes
+// from elsewhere must not make us read other files.
+func (l *layout) Blob(ctx context.Context, d v1.Descriptor) (io.ReadCloser, error) {
+	if err := oci.CheckDescriptor("blob", d); err != nil {
+		return nil, err
+	}
+	op := "read blob " + d.Digest.String()
+	f, err := l.dir.Open("blobs/" + d.Digest.Algorithm().String() + "/" + d.Digest.Encoded())
+	if err != nil {
+		return nil, &Error{Ref: l.typed, Op: op, Err: err}
+	}
+	st, err := f.Stat()
+	if err == nil && !st.Mode().IsRegular() {
+		err = fmt.Errorf("got a file of type %v, want a regular file", st.Mode().Type())
+	}
+	if err != nil {
+		return nil, &Error{Ref: l.typed, Op: op, Err: errors.Join(err, f.Close())}
+	}
+	if st.Size() != d.Size {
+		return nil, errors.Join(&oci.DigestError{Where: "blob", Want: d.Digest, GotSize: st.Size(), WantSize: d.Size}, f.Close())
+	}
+	return &layoutBlob{Reader: oci.VerifyReader(&contextReader{ctx, f}, "blob", d), f: f}, nil
+}
+
+type layoutBlob struct {
+	io.Reader
+	f *os.File
+}
+
+func (b *layoutBlob) Close() error { return b.f.Close() }
+
+// contextReader ends a long read when the context does.
+type contextReader struct {
+	ctx context.Context //nolint:containedctx // a reader has no other way to get one
+	r   io.Reader
+}
+
+func (c *contextReader) Read(p []byte) (int, error) {
+	if err := c.ctx.Err(); err != nil {
+		return 0, context.Cause(c.ctx)
+	}
+	return c.r.Read(p)
+}

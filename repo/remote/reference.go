@@ -1,0 +1,54 @@
+package remote
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+)
+
+// reference is a parsed image reference.
+type reference struct {
+	layout bool
+	path   string // of a layout
+	name   string // of a registry image, with tag and digest
+	tag    string // of a layout
+	hasTag bool   // of a layout; the tag may be given and empty
+}
+
+// otherTransports are those of containers-transports(5) that are not supported.
+var otherTransports = []string{"oci-archive", "docker-archive", "docker-daemon", "containers-storage", "dir", "docker", "ostree-unverified-image", "ostree-unverified-registry", "ostree-remote-image", "ostree-image-signed", "http", "https"}
+
+func parseReference(s string) (reference, error) {
+	if s == "" {
+		return reference{}, errors.New("the reference is empty")
+	}
+	if rest, ok := strings.CutPrefix(s, "oci:"); ok {
+		path, tag, has := splitLayout(rest)
+		if path == "" {
+			return reference{}, errors.New("the reference names no directory")
+		}
+		return reference{layout: true, path: path, tag: tag, hasTag: has}, nil
+	}
+	for _, prefix := range []string{"docker://", "registry:"} {
+		if rest, ok := strings.CutPrefix(s, prefix); ok {
+			return reference{name: rest}, nil
+		}
+	}
+	for _, t := range otherTransports {
+		rest, ok := strings.CutPrefix(s, t+":")
+		// "docker:5000/x" is a host with a port, "dir:/x" is not.
+		if ok && (rest == "" || rest[0] < '0' || rest[0] > '9') {
+			return reference{}, fmt.Errorf("transport %q is not supported, want docker:// or oci:", t)
+		}
+	}
+	return reference{name: s}, nil
+}
+
+// splitLayout splits at the last colon, unless the part behind it is a path.
+func splitLayout(s string) (path, tag string, hasTag bool) {
+	i := strings.LastIndexByte(s, ':')
+	if i < 0 || strings.Contains(s[i+1:], "/") {
+		return s, "", false
+	}
+	return s[:i], s[i+1:], true
+}

@@ -1,0 +1,240 @@
+package remote
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"regexp"
+	"strings"
+	"sync"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/cfsboot/cfsboot/repo/oci"
+)
+
+// Media types of docker that registries may answer with.
+const (
+	mediaTypeDockerManifest     = "application/vnd.docker.distribution.manifest.v2+json"
+	mediaTypeDockerManifestList = "application/vnd.docker.distribution.manifest.list.v2+json"
+)
+
+var acceptManifests = strings.Join([]string{v1.MediaTypeImageManifest, v1.MediaTypeImageIndex, mediaTypeDockerManifest, mediaTypeDockerManifestList}, ", ")
+
+// registry is one image in a registry. It satisfies oci.Source.
+type registry struct {
+	typed string // the reference as the user typed it
+	ref   name.Reference
+	opts  Options
+	creds credentials
+	base  http.RoundTripper
+
+	mu     sync.Mutex
+	client *http.Client // after authentication
+}
+
+var _ oci.Source = (*registry)(nil)
+
+func openRegistry(typed string, r reference, opts Options) (*registry, error) {
+	nameOpts := []name.Option{name.WeakValidation}
+	if opts.InsecureHTTP {
+		nameOpts = append(nameOpts, name.Insecure)
+	}
+	ref, err := name.ParseReference(r.name, nameOpts...)
+	if err != nil {
+		return nil, &Error{Ref: typed, Op: "parse reference", Err: err}
+	}
+	repo := ref.Context()
+	creds, err := findCredentials(authFiles(opts.env, opts.AuthFile), opts.AuthFile != "", repo.RegistryStr(), repo.RepositoryStr())
+	if err != nil {
+		return nil, &Error{Ref: typed, Op: "open", Err: err}
+	}
+	s := &registry{typed: typed, ref: ref, opts: opts, creds: creds}
+	if s.base, err = newTransport(&s.opts); err != nil {
+		return nil, &Error{Ref: typed, Op: "open", Err: err}
+	}
+	for _, remark := range creds.skipped {
+		opts.Logger.Warn(remark)
+	}
+	return s, nil
+}
+
+// Close has nothing to release: idle connections close by themselves.
+func (s *registry) Close() error { return nil }
+
+// connect authenticates once.
+func (s *registry) connect(ctx context.Context) (*http.Client, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.client != nil {
+		return s.client, nil
+	}
+	repo := s.ref.Context()
+	rt, err := transport.NewWithContext(ctx, repo.Registry, s.creds.auth, s.base, []string{repo.Scope(transport.PullScope)})
+	if err != nil {
+		return nil, s.fail(ctx, "connect", 0, err)
+	}
+	s.client = &http.Client{Transport: rt, CheckRedirect: checkRedirect(repo.RegistryStr())}
+	return s.client, nil
+}
+
+// Resolve asks for the manifest and, if that is an index, for the one of the
+// wanted platform.
+func (s *registry) Resolve(ctx context.Context) (oci.Resolved, error) {
+	id := s.ref.Identifier()
+	var want digest.Digest
+	if _, ok := s.ref.(name.Digest); ok {
+		want = digest.Digest(id)
+	}
+	b, mediaType, err := s.manifest(ctx, id, want)
+	if err != nil {
+		return oci.Resolved{}, err
+	}
+	top := v1.Descriptor{MediaType: mediaType, Digest: want, Size: int64(len(b))}
+	if want == "" {
+		top.Digest = digest.FromBytes(b)
+	}
+	res, err := resolve(ctx, s, s.typed, top, b, s.opts.Platform)
+	if err != nil {
+		return oci.Resolved{}, err
+	}
+	s.opts.Logger.Debug("resolved", "reference", s.typed, "manifest", res.Descriptor.Digest, "index", res.IndexDigest)
+	return res, nil
+}
+
+// fetchManifest reads a manifest that an index names.
+func (s *registry) fetchManifest(ctx context.Context, d v1.Descriptor) ([]byte, error) {
+	where := "manifest " + d.Digest.String()
+	if err := oci.CheckDescriptor(where, d); err != nil {
+		return nil, err
+	}
+	b, _, err := s.manifest(ctx, d.Digest.String(), d.Digest)
+	if err != nil {
+		return nil, err
+	}
+	if int64(len(b)) != d.Size {
+		return nil, &oci.DigestError{Where: "manifest", Want: d.Digest, GotSize: int64(len(b)), WantSize: d.Size}
+	}
+	return b, nil
+}
+
+// manifest reads a manifest by tag or digest and checks it against want, or,
+// for a tag, against what the registry says.
+func (s *registry) manifest(ctx context.Context, id string, want digest.Digest) ([]byte, string, error) {
+	op := "read manifest " + id
+	where := "manifest " + id
+	if want != "" {
+		if err := oci.CheckDescriptor(where, v1.Descriptor{Digest: want}); err != nil {
+			return nil, "", err
+		}
+	}
+	body, resp, err := s.get(ctx, op, s.url("manifests", id), http.Header{"Accept": {acceptManifests}}, http.StatusOK)
+	if err != nil {
+		return nil, "", err
+	}
+	b, err := io.ReadAll(io.LimitReader(body, oci.MaxManifestSize+1))
+	if err := errors.Join(err, body.Close()); err != nil {
+		return nil, "", s.fail(ctx, op, 0, err)
+	}
+	if len(b) > oci.MaxManifestSize {
+		return nil, "", &oci.FormatError{Where: where, Detail: fmt.Sprintf("more than %d bytes", oci.MaxManifestSize)}
+	}
+	if want == "" {
+		// Trust for a tag comes from TLS alone, but bytes that are not what the
+		// registry itself says were damaged on the way.
+		want = digest.Digest(resp.Header.Get("Docker-Content-Digest"))
+	}
+	if want != "" {
+		if err := oci.VerifyBytes(where, b, want); err != nil {
+			return nil, "", err
+		}
+	}
+	mediaType, _, _ := strings.Cut(resp.Header.Get("Content-Type"), ";")
+	return b, strings.TrimSpace(mediaType), nil
+}
+
+func (s *registry) url(kind, id string) string {
+	repo := s.ref.Context()
+	u := url.URL{Scheme: "https", Host: repo.RegistryStr(), Path: fmt.Sprintf("/v2/%s/%s/%s", repo.RepositoryStr(), kind, id)}
+	return u.String() // the transport changes the scheme if plain HTTP was allowed and answered
+}
+
+// get sends a request. The body fails when it is silent for too long; the caller
+// closes it. Other statuses than those wanted are errors.
+func (s *registry) get(ctx context.Context, op, u string, header http.Header, statuses ...int) (io.ReadCloser, *http.Response, error) {
+	client, err := s.connect(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	w := newWatchdog(ctx, s.opts.StallTimeout)
+	req, err := http.NewRequestWithContext(w.ctx, http.MethodGet, u, nil)
+	if err != nil {
+		w.stop()
+		return nil, nil, s.fail(ctx, op, 0, err)
+	}
+	req.Header = header
+	resp, err := client.Do(req)
+	if err != nil {
+		w.stop()
+		return nil, nil, s.fail(ctx, op, 0, err)
+	}
+	body := &watchedBody{body: resp.Body, w: w}
+	if err := transport.CheckError(resp, statuses...); err != nil {
+		return nil, nil, s.fail(ctx, op, 0, errors.Join(err, body.Close()))
+	}
+	return body, resp, nil
+}
+
+// fail makes an *Error of anything that went wrong.
+func (s *registry) fail(ctx context.Context, op string, done int64, err error) error {
+	var mine *Error
+	if errors.As(err, &mine) {
+		return err
+	}
+	if cause := context.Cause(ctx); cause != nil {
+		return &Error{Ref: s.typed, Op: op, Done: done, Err: cause}
+	}
+	e := &Error{Ref: s.typed, Op: op, Done: done}
+	var status *transport.Error
+	if errors.As(err, &status) {
+		e.Status, e.Detail = status.StatusCode, s.scrub(errorDetail(status))
+		e.Temporary = temporaryStatus(status.StatusCode)
+		e.AuthFiles = s.creds.tried
+		return e
+	}
+	e.Temporary = temporaryError(err) || errors.Is(err, errStalled)
+	e.Err = s.scrubError(hideURL(err))
+	if errors.Is(err, http.ErrSchemeMismatch) {
+		e.Err = fmt.Errorf("%w, and %w", e.Err, errPlainHTTP)
+	}
+	return e
+}
+
+// scrub removes credentials that a hostile or careless registry sends back.
+func (s *registry) scrub(text string) string {
+	text = authHeader.ReplaceAllString(text, "$1 [hidden]")
+	for _, secret := range s.creds.secrets {
+		text = strings.ReplaceAll(text, secret, "[hidden]")
+	}
+	return text
+}
+
+// authHeader is the value of an Authorization header, tokens that the registry
+// issued among them.
+var authHeader = regexp.MustCompile(`(?i)\b(basic|bearer) [A-Za-z0-9+/_.~=-]{4,}`)
+
+// scrubError keeps the chain of an error whose text is harmless. Only the first
+// line counts: go-containerregistry quotes the whole answer of a token server.
+func (s *registry) scrubError(err error) error {
+	line, _, _ := strings.Cut(err.Error(), "\n")
+	if text := s.scrub(line); text != err.Error() {
+		return errors.New(text)
+	}
+	return err
+}

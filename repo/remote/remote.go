@@ -1,0 +1,133 @@
+// Package remote fetches OCI images from registries and from OCI layout
+// directories. It is the only package that talks HTTP, and hides
+// go-containerregistry behind oci.Source.
+//
+// Registries are spoken to over HTTPS; plain HTTP needs an explicit option, on
+// loopback and private addresses too. Credentials come from the files that
+// docker, podman, ostree and bootc use (containers-auth.json(5)). Requests that
+// fail in a way that may pass are repeated; a body that breaks off is continued
+// where it ended. Nothing that a registry says is trusted before its digest was
+// compared.
+//
+// Errors of this package are [*Error]; what a blob or manifest really contains
+// is reported by the types of package oci. Neither errors nor logs contain
+// credentials, tokens or the query part of a URL.
+package remote
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"strings"
+	"time"
+
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/cfsboot/cfsboot/internal/progress"
+	"github.com/cfsboot/cfsboot/repo/oci"
+)
+
+// Options says how a source is opened. The zero value is usable.
+type Options struct {
+	CAFile       string   // PEM file with the certificates to trust instead of the system's
+	AuthFile     string   // the only credentials file to use; empty: the usual ones
+	InsecureHTTP bool     // allow plain HTTP
+	Platform     Platform // zero: the platform of this program
+
+	ConnectTimeout time.Duration // for TCP and for TLS; 0: 15 s
+	HeaderTimeout  time.Duration // from request to response header; 0: 60 s
+	StallTimeout   time.Duration // longest silence within a body; 0: 60 s
+	RetryDelay     time.Duration // before the first repetition, then doubling up to 30 s; 0: 1 s
+	Retries        int           // repetitions without progress; 0: 4, negative: none
+
+	Progress progress.Reporter // told about repetitions; may be nil
+	Logger   *slog.Logger      // nil: silent
+
+	env environment // replaced by tests
+}
+
+// Platform is the platform of the wanted image.
+type Platform = v1.Platform
+
+func (o *Options) setDefaults() {
+	def := func(d *time.Duration, v time.Duration) {
+		if *d <= 0 {
+			*d = v
+		}
+	}
+	def(&o.ConnectTimeout, 15*time.Second)
+	def(&o.HeaderTimeout, time.Minute)
+	def(&o.StallTimeout, time.Minute)
+	def(&o.RetryDelay, time.Second)
+	switch {
+	case o.Retries == 0:
+		o.Retries = 4
+	case o.Retries < 0:
+		o.Retries = 0
+	}
+	if o.Platform.OS == "" && o.Platform.Architecture == "" {
+		o.Platform = oci.HostPlatform()
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.env == nil {
+		o.env = osEnvironment{}
+	}
+}
+
+// Error is a failure of a registry, of the way to it, or of a layout.
+type Error struct {
+	Ref       string // the reference as the user typed it
+	Op        string // what was tried: "read manifest", "read blob sha256:…"
+	Status    int    // HTTP status, 0 if there was no answer
+	Temporary bool   // a later attempt may work
+	Done      int64  // bytes of the blob that had arrived
+	AuthFiles []string
+	Detail    string // the registry's own words, shortened
+	Err       error  // may be nil
+}
+
+// Error is one line; see the fields.
+func (e *Error) Error() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s: %s", e.Ref, e.Op)
+	if e.Status != 0 {
+		fmt.Fprintf(&b, ": registry answers %s", statusText(e.Status))
+	}
+	if e.Detail != "" {
+		b.WriteString(": " + e.Detail)
+	}
+	if e.Err != nil {
+		b.WriteString(": " + e.Err.Error())
+	}
+	if e.Done > 0 {
+		fmt.Fprintf(&b, " after %d bytes", e.Done)
+	}
+	if e.Status == 401 || e.Status == 403 {
+		if len(e.AuthFiles) == 0 {
+			b.WriteString("; no credentials file was found")
+		} else {
+			b.WriteString("; credentials files tried: " + strings.Join(e.AuthFiles, ", "))
+		}
+	}
+	return b.String()
+}
+
+// Unwrap returns the cause.
+func (e *Error) Unwrap() error { return e.Err }
+
+// Open prepares reading one image. ref is "docker://[HOST/]NAME[:TAG][@DIGEST]",
+// "registry:" and the same, the same without prefix, or "oci:DIR[:TAG]".
+// Nothing is contacted before Resolve.
+func Open(_ context.Context, ref string, opts Options) (oci.Source, error) {
+	opts.setDefaults()
+	r, err := parseReference(ref)
+	if err != nil {
+		return nil, &Error{Ref: ref, Op: "parse reference", Err: err}
+	}
+	if r.layout {
+		return openLayout(ref, r, opts)
+	}
+	return openRegistry(ref, r, opts)
+}

@@ -1,0 +1,282 @@
+package remote
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
+
+	"github.com/cfsboot/cfsboot/internal/progress"
+)
+
+const (
+	maxRetryDelay = 30 * time.Second
+	maxRetryAfter = 2 * time.Minute // a registry that asks for more is not waited for
+	maxCAFile     = 4 << 20         // bytes
+	maxErrorBody  = 8 << 10         // bytes of an error answer that are looked at
+)
+
+// errPlainHTTP refuses what go-containerregistry would do silently for loopback
+// and private addresses.
+var errPlainHTTP = errors.New("plain HTTP is not allowed")
+
+// newTransport returns the HTTP transport of a source: time-outs, certificates,
+// no silent fallback to HTTP, repetition of failed requests.
+func newTransport(o *Options) (http.RoundTripper, error) {
+	t := &http.Transport{
+		Proxy:                 http.ProxyFromEnvironment,
+		DialContext:           (&net.Dialer{Timeout: o.ConnectTimeout, KeepAlive: 30 * time.Second}).DialContext,
+		TLSHandshakeTimeout:   o.ConnectTimeout,
+		ResponseHeaderTimeout: o.HeaderTimeout,
+		ExpectContinueTimeout: time.Second,
+		IdleConnTimeout:       90 * time.Second,
+		MaxIdleConnsPerHost:   8,
+		ForceAttemptHTTP2:     true,
+		DisableCompression:    true, // a blob is what its digest says, not what a header says
+		TLSClientConfig:       &tls.Config{MinVersion: tls.VersionTLS12},
+	}
+	if o.CAFile != "" {
+		pem, err := readLimited(o.CAFile, maxCAFile)
+		if err != nil {
+			return nil, fmt.Errorf("read CA bundle: %w", err)
+		}
+		pool := x509.NewCertPool()
+		if !pool.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("read CA bundle: %s contains no certificate", o.CAFile)
+		}
+		t.TLSClientConfig.RootCAs = pool
+	}
+	return &retryTransport{inner: &schemeGuard{inner: t, plain: o.InsecureHTTP}, opts: o}, nil
+}
+
+// schemeGuard refuses plain HTTP unless it was asked for.
+type schemeGuard struct {
+	inner http.RoundTripper
+	plain bool
+}
+
+func (g *schemeGuard) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.URL.Scheme != "https" && (!g.plain || r.URL.Scheme != "http") {
+		return nil, fmt.Errorf("%w (scheme %q of host %s)", errPlainHTTP, r.URL.Scheme, r.URL.Host)
+	}
+	return g.inner.RoundTrip(r)
+}
+
+// retryTransport repeats requests whose failure may pass.
+type retryTransport struct {
+	inner http.RoundTripper
+	opts  *Options
+}
+
+func (t *retryTransport) RoundTrip(req *http.Request) (*http.Response, error) {
+	timeouts := 0
+	for attempt := 0; ; attempt++ {
+		r := req
+		if attempt > 0 {
+			r = req.Clone(req.Context())
+			if req.Body != nil && req.Body != http.NoBody {
+				body, err := req.GetBody()
+				if err != nil {
+					return nil, err
+				}
+				r.Body = body
+			}
+		}
+		resp, err := t.inner.RoundTrip(r)
+		if isTimeout(err) {
+			timeouts++
+		}
+		// A registry that does not answer is not given five times the time-out.
+		repeatable := req.Body == nil || req.Body == http.NoBody || req.GetBody != nil
+		if attempt >= t.opts.Retries || timeouts > 1 || !repeatable || !temporary(resp, err) || req.Context().Err() != nil {
+			return resp, err
+		}
+		delay := backoff(t.opts.RetryDelay, attempt)
+		if resp != nil {
+			asked, ok := retryAfter(resp.Header.Get("Retry-After"), time.Now())
+			if ok && asked > maxRetryAfter {
+				return resp, nil
+			}
+			delay = max(delay, asked)
+			_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, maxErrorBody)) // to use the connection again
+			_ = resp.Body.Close()
+		}
+		t.opts.announce(req.URL, resp, err, delay)
+		if err := sleep(req.Context(), delay); err != nil {
+			return nil, err
+		}
+	}
+}
+
+func (o *Options) announce(u *url.URL, resp *http.Response, err error, delay time.Duration) {
+	reason := ""
+	if resp != nil {
+		reason = "answers " + statusText(resp.StatusCode)
+	} else {
+		reason = hideURL(err).Error()
+	}
+	o.Logger.Debug("repeat request", "host", u.Host, "reason", reason, "delay", delay)
+	progress.Report(o.Progress, progress.Message{Text: fmt.Sprintf("%s: %s; next attempt in %s", u.Host, reason, delay.Round(100*time.Millisecond))})
+}
+
+// backoff doubles from base to 30 s and adds up to a quarter, so that many
+// machines do not come back at the same moment.
+func backoff(base time.Duration, attempt int) time.Duration {
+	d := base
+	for range attempt {
+		d = min(2*d, max(maxRetryDelay, base))
+	}
+	return d + time.Duration(rand.Int64N(int64(d)/4+1)) //nolint:gosec // spreads load, no secret
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-t.C:
+		return nil
+	}
+}
+
+// retryAfter reads the header in both of its forms.
+func retryAfter(s string, now time.Time) (time.Duration, bool) {
+	if s == "" {
+		return 0, false
+	}
+	if n, err := strconv.ParseUint(s, 10, 31); err == nil {
+		return time.Duration(n) * time.Second, true //nolint:gosec // 31 bits
+	}
+	if t, err := http.ParseTime(s); err == nil {
+		return max(t.Sub(now), 0), true
+	}
+	return 0, false
+}
+
+func temporary(resp *http.Response, err error) bool {
+	if err != nil {
+		return temporaryError(err)
+	}
+	return temporaryStatus(resp.StatusCode)
+}
+
+func temporaryStatus(code int) bool {
+	return slices.Contains([]int{
+		http.StatusRequestTimeout, http.StatusTooManyRequests, http.StatusInternalServerError, http.StatusBadGateway,
+		http.StatusServiceUnavailable, http.StatusGatewayTimeout,
+	}, code)
+}
+
+// temporaryError tells what the network did from what will not change.
+func temporaryError(err error) bool {
+	var (
+		cert  *tls.CertificateVerificationError
+		rec   tls.RecordHeaderError
+		alert tls.AlertError
+		dns   *net.DNSError
+		op    *net.OpError
+	)
+	switch {
+	case errors.Is(err, context.Canceled), errors.Is(err, errPlainHTTP), errors.Is(err, errRedirect),
+		errors.As(err, &cert), errors.As(err, &rec), errors.As(err, &alert):
+		return false
+	case errors.As(err, &dns):
+		return dns.IsTemporary || dns.IsTimeout
+	case isTimeout(err), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return true
+	}
+	return errors.As(err, &op)
+}
+
+func isTimeout(err error) bool {
+	var t interface{ Timeout() bool }
+	return errors.As(err, &t) && t.Timeout() && !errors.Is(err, context.Canceled)
+}
+
+var errRedirect = errors.New("refused redirect")
+
+// checkRedirect allows what registries do, sending blobs from elsewhere, but not
+// a way into the machine's own network.
+func checkRedirect(registry string) func(*http.Request, []*http.Request) error {
+	return func(req *http.Request, via []*http.Request) error {
+		if len(via) >= 10 {
+			return fmt.Errorf("%w: more than 10 in a row", errRedirect)
+		}
+		if via[0].URL.Scheme == "https" && req.URL.Scheme != "https" {
+			return fmt.Errorf("%w from HTTPS to %q", errRedirect, req.URL.Scheme)
+		}
+		from := (&url.URL{Host: registry}).Hostname()
+		if to := req.URL.Hostname(); to != from && isPrivate(to) && !isPrivate(from) {
+			return fmt.Errorf("%w from %s to the private address %s", errRedirect, from, to)
+		}
+		return nil
+	}
+}
+
+func isPrivate(host string) bool {
+	if host == "localhost" || strings.HasSuffix(host, ".localhost") {
+		return true
+	}
+	ip := net.ParseIP(host)
+	return ip != nil && (ip.IsLoopback() || ip.IsPrivate() || ip.IsLinkLocalUnicast() || ip.IsUnspecified())
+}
+
+// hideURL drops the URL from an error of net/http: a redirect target carries a
+// signature in its query.
+func hideURL(err error) error {
+	var u *url.Error
+	if errors.As(err, &u) {
+		host := ""
+		if parsed, perr := url.Parse(u.URL); perr == nil {
+			host = parsed.Host
+		}
+		return fmt.Errorf("%s: %w", host, u.Err)
+	}
+	return err
+}
+
+func statusText(code int) string {
+	if s := http.StatusText(code); s != "" {
+		return fmt.Sprintf("%d %s", code, s)
+	}
+	return strconv.Itoa(code)
+}
+
+// errorDetail is the registry's own explanation, made safe to print.
+func errorDetail(err *transport.Error) string {
+	parts := make([]string, 0, len(err.Errors))
+	for _, d := range err.Errors {
+		s := string(d.Code)
+		if d.Message != "" {
+			s += ": " + d.Message
+		}
+		parts = append(parts, s)
+	}
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return '?'
+		}
+		return r
+	}, shorten(strings.Join(parts, "; "), 300))
+}
+
+func shorten(s string, n int) string {
+	if r := []rune(s); len(r) > n {
+		return string(r[:n]) + "…"
+	}
+	return s
+}
