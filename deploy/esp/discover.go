@@ -1,0 +1,144 @@
+package esp
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/cfsboot/cfsboot/internal/efivar"
+)
+
+// Device is the block device of a boot partition.
+type Device struct {
+	Path string // of the device node
+	Dev  string // "major:minor"
+	Why  string // how it was found, for messages
+}
+
+// ErrNoESP says that no boot partition was found; the error that wraps it tells
+// where it was looked for.
+var ErrNoESP = fmt.Errorf("no EFI system partition: %w", fs.ErrNotExist)
+
+// Find returns the boot partition of the running system: XBOOTLDR on the root's
+// disk if there is one, else the ESP that the loader came from, else the ESP on
+// the root's disk. root is where /dev and /sys are looked up, rootDev the
+// "major:minor" of the physical root. Only sysfs, the partition table and
+// LoaderDevicePartUUID are read; udev's links are not needed.
+func Find(root string, vars Vars, rootDev string) (Device, error) {
+	d := finder{root}
+	disk, err := d.diskOf(rootDev)
+	if err != nil {
+		return Device{}, fmt.Errorf("%w: %w", ErrNoESP, err)
+	}
+	parts, err := d.partitions(disk)
+	if err != nil {
+		return Device{}, fmt.Errorf("%w: disk %s: %w", ErrNoESP, disk, err)
+	}
+	for _, p := range parts {
+		if p.Type == TypeXBOOTLDR {
+			return d.device(disk, p, "XBOOTLDR on the disk of the root file system")
+		}
+	}
+	wanted, err := vars.Loader(efivar.LoaderDevicePartUUID)
+	if err == nil {
+		for _, p := range parts {
+			if strings.EqualFold(p.UUID, wanted) {
+				return d.device(disk, p, "the boot loader came from it")
+			}
+		}
+		if dev, err := d.byPartUUID(wanted); err == nil {
+			return dev, nil
+		}
+	}
+	for _, p := range parts {
+		if p.Type == TypeESP {
+			return d.device(disk, p, "ESP on the disk of the root file system")
+		}
+	}
+	return Device{}, fmt.Errorf("%w: disk %s has %d partitions, none of the type ESP or XBOOTLDR", ErrNoESP, disk, len(parts))
+}
+
+type finder struct{ root string }
+
+func (d finder) path(elem ...string) string {
+	return filepath.Join(append([]string{d.root}, elem...)...)
+}
+
+// diskOf returns the kernel's name of the disk that has the partition dev.
+func (d finder) diskOf(dev string) (string, error) {
+	link, err := filepath.EvalSymlinks(d.path("sys/dev/block", dev))
+	if err != nil {
+		return "", fmt.Errorf("device %s: %w", dev, err)
+	}
+	if _, err := os.Stat(filepath.Join(link, "partition")); err != nil {
+		return "", fmt.Errorf("device %s (%s) is no partition", dev, filepath.Base(link))
+	}
+	return filepath.Base(filepath.Dir(link)), nil
+}
+
+// partitions reads the partition table of a disk.
+func (d finder) partitions(disk string) ([]Partition, error) {
+	sector := int64(512)
+	if text, err := os.ReadFile(d.path("sys/class/block", disk, "queue/logical_block_size")); err == nil {
+		n, err := strconv.ParseInt(string(bytes.TrimSpace(text)), 10, 64)
+		if err != nil {
+			return nil, fmt.Errorf("sector size of %s: %w", disk, err)
+		}
+		sector = n
+	}
+	f, err := os.Open(d.path("dev", disk))
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return ReadGPT(f, sector)
+}
+
+// device finds the kernel's device of partition p.
+func (d finder) device(disk string, p Partition, why string) (Device, error) {
+	entries, err := os.ReadDir(d.path("sys/class/block", disk))
+	if err != nil {
+		return Device{}, err
+	}
+	for _, e := range entries {
+		dir := d.path("sys/class/block", disk, e.Name())
+		number, err := os.ReadFile(filepath.Join(dir, "partition"))
+		if err != nil || string(bytes.TrimSpace(number)) != strconv.Itoa(p.Number) {
+			continue
+		}
+		dev, err := os.ReadFile(filepath.Join(dir, "dev"))
+		if err != nil {
+			return Device{}, err
+		}
+		return Device{Path: d.path("dev", e.Name()), Dev: string(bytes.TrimSpace(dev)), Why: why}, nil
+	}
+	return Device{}, fmt.Errorf("%w: the kernel shows no partition %d of disk %s", ErrNoESP, p.Number, disk)
+}
+
+// byPartUUID looks on the other disks, for a loader that is not on the root's.
+func (d finder) byPartUUID(uuid string) (Device, error) {
+	disks, err := os.ReadDir(d.path("sys/class/block"))
+	if err != nil {
+		return Device{}, err
+	}
+	for _, x := range disks {
+		if _, err := os.Stat(d.path("sys/class/block", x.Name(), "partition")); !errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		parts, err := d.partitions(x.Name())
+		if err != nil {
+			continue // another kind of disk
+		}
+		for _, p := range parts {
+			if strings.EqualFold(p.UUID, uuid) {
+				return d.device(x.Name(), p, "the boot loader came from it")
+			}
+		}
+	}
+	return Device{}, ErrNoESP
+}
