@@ -13,7 +13,7 @@ import (
 var BasePackages = []string{
 	"systemd", "systemd-sysv", "systemd-resolved", "udev", "dbus", "libpam-systemd",
 	"systemd-boot", "systemd-boot-efi", "systemd-boot-tools",
-	"dracut", "linux-image-cloud-amd64", "kmod", "e2fsprogs", "dosfstools", "ca-certificates",
+	"dracut", "linux-image-cloud-amd64", "kmod", "e2fsprogs", "dosfstools", "ca-certificates", "zstd",
 }
 
 // baseHook puts the kernel where image-mode tools look for it, and leaves /boot
