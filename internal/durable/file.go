@@ -259,6 +259,31 @@ func (t *Temp) Seal() (*os.File, error) {
 	return t.sealed, nil
 }
 
+// Sync makes the content durable, before or after Seal.
+func (t *Temp) Sync() error {
+	op := t.op(OpFsync)
+	op.FD = t.current()
+	return t.d.wrap("fsync", t.name, do(t.d.hook, op, func() error { return unix.Fsync(t.current()) }))
+}
+
+// ReadAt reads what was written.
+func (t *Temp) ReadAt(p []byte, offset int64) (int, error) {
+	n := 0
+	for n < len(p) {
+		m, err := unix.Pread(t.current(), p[n:], offset+int64(n))
+		switch {
+		case err == unix.EINTR: //nolint:errorlint // a bare errno
+		case err != nil:
+			return n, t.d.wrap("read", t.name, err)
+		case m == 0:
+			return n, io.EOF
+		default:
+			n += m
+		}
+	}
+	return n, nil
+}
+
 // Link gives the file its name below dir. If the name exists the error is
 // fs.ErrExist and the temporary can still be used or discarded. After success t
 // is finished.
