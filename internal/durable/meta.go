@@ -60,8 +60,12 @@ func (d *Dir) Removexattr(name, attr string) error {
 }
 
 // Xattrs returns all extended attributes of name itself that this process may
-// read; nil if the file system has none.
+// read; "." is the directory; nil if the file system has none.
 func (d *Dir) Xattrs(name string) (map[string]string, error) {
+	if name == "." {
+		m, err := xattrs(procPath(d.fd) + "/.")
+		return m, d.wrap("list attributes", name, err)
+	}
 	fd, base, done, err := d.at(name)
 	if err != nil {
 		return nil, d.wrap("list attributes", name, err)
