@@ -19,6 +19,7 @@ type command struct {
 
 var commands = []command{
 	{"setup", "", "install and build what the lab needs; may be repeated", setup},
+	{"images", "", "build both releases of the OS image and push them to the lab's registry", images},
 	{"umltest", "[flags] PACKAGE...", "run the tests of packages under User Mode Linux", umlTest},
 }
 
