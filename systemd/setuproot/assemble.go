@@ -173,6 +173,10 @@ func (w *workshop) transientLayers(name, model string, perm os.FileMode) (upper,
 // mountFailure gives a refused mount its code.
 func mountFailure(img *image, err error) error {
 	f := &Failure{Code: CodeMount, Param: img.karg.String(), Path: img.file.Name(), Err: err}
+	if errors.Is(err, unix.EIO) {
+		// The digest was right, but a block below it is not: the kernel refuses to read it.
+		f.Code, f.Want, f.Got, f.Err = CodeDigest, img.id().String(), "a block that does not belong to it, or a broken disk", unix.EIO
+	}
 	var feature *mnt.FeatureError
 	if errors.As(err, &feature) && strings.HasPrefix(feature.Feature, "file system type") {
 		f.Code = CodeNoModule

@@ -180,9 +180,12 @@ func (c contextReader) Read(p []byte) (int, error) {
 	return c.r.Read(p)
 }
 
-// cause drops the path from a path error, because the line names it already.
+// cause drops the path from a path error, because the line names it already, and says what EXDEV means for openat2.
 func cause(err error) error {
 	var pe *fs.PathError
+	if errors.Is(err, unix.EXDEV) {
+		return fmt.Errorf("a link on the way leads out of the repository or of the disk: %w", unix.EXDEV)
+	}
 	if errors.As(err, &pe) {
 		return fmt.Errorf("%s: %w", strings.TrimSpace(pe.Op), pe.Err)
 	}
