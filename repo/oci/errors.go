@@ -3,7 +3,6 @@ package oci
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
@@ -91,7 +90,3 @@ type PlatformError struct {
 func (e *PlatformError) Error() string {
 	return fmt.Sprintf("%s is not for %s, but for %s", e.Where, e.Want, strings.Join(e.Available, ", "))
 }
-
-// ErrNotFound says that the repository has no such tag, manifest, config or
-// layer. It wraps fs.ErrNotExist.
-var ErrNotFound = fmt.Errorf("not in the repository: %w", fs.ErrNotExist)

@@ -117,7 +117,7 @@ func (a *archive) next(m *member) error {
 		}
 		if err != nil {
 			if a.tape.err != nil && a.tape.err != io.EOF {
-				return a.tape.err // the source failed, not the tar
+				return a.failBody(a.tape.err) // the source failed, not the tar
 			}
 			return a.fail(err)
 		}

@@ -60,12 +60,11 @@ func (t *tape) Read(p []byte) (int, error) {
 
 // take returns up to n unread bytes, at least one, without recording them;
 // archive/tar will be made to believe that it reads them. The slice is valid
-// until the next call of any method. A stream that ends gives
-// io.ErrUnexpectedEOF.
+// until the next call of any method. A stream that ends gives errCut.
 func (t *tape) take(n int64) ([]byte, error) {
 	if err := t.fill(); err != nil {
 		if err == io.EOF {
-			err = io.ErrUnexpectedEOF
+			err = errCut
 		}
 		return nil, err
 	}

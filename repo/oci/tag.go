@@ -1,0 +1,92 @@
+package oci
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/cfsboot/cfsboot/fsverity"
+	"github.com/cfsboot/cfsboot/repo"
+)
+
+// tagRefs is the directory of tags below streams/refs/.
+const tagRefs = "oci"
+
+// EncodeTag returns the file name of a tag: "%" and "/" are escaped.
+func EncodeTag(tag string) string {
+	return strings.ReplaceAll(strings.ReplaceAll(tag, "%", "%25"), "/", "%2F")
+}
+
+// DecodeTag undoes EncodeTag in one pass; other escapes stay as they are.
+func DecodeTag(name string) string {
+	return strings.NewReplacer("%2F", "/", "%25", "%").Replace(name)
+}
+
+// CheckTag refuses names that cannot be tags: empty, "." and "..", with a NUL,
+// starting with "@" (a digest on the command line), or too long for a file name.
+func CheckTag(tag string) error {
+	switch encoded := EncodeTag(tag); {
+	case tag == "" || tag == "." || tag == "..":
+		return fmt.Errorf("tag %q: not a name", tag)
+	case strings.HasPrefix(tag, "@"):
+		return fmt.Errorf("tag %q: must not start with \"@\", which begins a digest", tag)
+	case strings.IndexByte(tag, 0) >= 0:
+		return fmt.Errorf("tag %q: contains a NUL byte", tag)
+	case len(encoded) > 255:
+		return fmt.Errorf("tag %q: %d bytes, want at most 255", tag, len(encoded))
+	}
+	return nil
+}
+
+// Tag makes name point at a manifest, which must be in the repository. An
+// existing tag is moved. It is durable after repo.Repository.Sync.
+func Tag(ctx context.Context, r *repo.Repository, manifest digest.Digest, name string) error {
+	if err := CheckTag(name); err != nil {
+		return err
+	}
+	if err := r.SetRef(ctx, repo.Streams, path.Join(tagRefs, EncodeTag(name)), ManifestStream(manifest)); err != nil {
+		return fmt.Errorf("tag %q: %w", name, err)
+	}
+	return nil
+}
+
+// Resolve returns the manifest digest that name stands for: a tag, or "@" and a
+// manifest digest. An unknown tag is fs.ErrNotExist; that the manifest of a
+// digest exists is not checked.
+func Resolve(r *repo.Repository, name string) (digest.Digest, error) {
+	if d, ok := strings.CutPrefix(name, "@"); ok {
+		m := digest.Digest(d)
+		if err := m.Validate(); err != nil {
+			return "", fmt.Errorf("manifest digest %q: %w", d, err)
+		}
+		return m, nil
+	}
+	if err := CheckTag(name); err != nil {
+		return "", err
+	}
+	target, err := r.ResolveRef(repo.Streams, path.Join(tagRefs, EncodeTag(name)))
+	if errors.Is(err, repo.ErrNotFound) {
+		return "", &repo.NotFoundError{Kind: "image", Name: name}
+	}
+	if err != nil {
+		return "", err
+	}
+	return manifestOf(name, target)
+}
+
+func manifestOf(tag, target string) (digest.Digest, error) {
+	d, ok := strings.CutPrefix(target, manifestPrefix)
+	m := digest.Digest(d)
+	if !ok || m.Validate() != nil {
+		return "", &FormatError{Where: fmt.Sprintf("tag %q", tag), Detail: fmt.Sprintf("points at %q, which is no manifest", target)}
+	}
+	return m, nil
+}
+
+func sortedKeys(m map[string]fsverity.Digest) []string { return slices.Sorted(maps.Keys(m)) }
