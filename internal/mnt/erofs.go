@@ -33,10 +33,18 @@ func EROFS(image *os.File) (*Mount, error) {
 		return nil, err
 	}
 	m, err := c.mount(ReadOnly | NoSuid | NoDev | NoExec)
-	if errors.Is(err, unix.ENOTBLK) {
-		return nil, &FeatureError{Feature: "EROFS on a regular file", Option: "CONFIG_EROFS_FS_BACKED_BY_FILE, Linux 6.12", Err: err}
+	if err != nil {
+		return nil, explainEROFS(err)
 	}
-	return m, err
+	return m, nil
+}
+
+// explainEROFS recognises a kernel that looks for a block device where it was given a file.
+func explainEROFS(err error) error {
+	if errors.Is(err, unix.ENOTBLK) {
+		return &FeatureError{Feature: "EROFS on a regular file", Option: "CONFIG_EROFS_FS_BACKED_BY_FILE, Linux 6.12", Err: err}
+	}
+	return err
 }
 
 // checkMagic separates "not an image" from the many other reasons of an EINVAL of the kernel.
