@@ -1,0 +1,11 @@
+package setuproot
+
+import "github.com/cfsboot/cfsboot/bootimage/bls"
+
+// Denied shows which parameter a sealed (or other) initramfs refuses.
+func Denied(sealed bool, cmdline string) (string, bool) {
+	return Policy{Sealed: sealed}.denied(bls.ParseCmdline(cmdline))
+}
+
+// HasFilesystem shows how /proc/filesystems is read.
+var HasFilesystem = hasFilesystem
