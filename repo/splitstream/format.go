@@ -51,7 +51,7 @@ type ContentType uint64
 const (
 	Untyped  ContentType = 0                  // tests
 	Layer    ContentType = 0x726579616c69636f // "ocilayer": a tar, split
-	Config   ContentType = 0x6769666e6f63696f // "ociconfg": raw JSON, one external piece
+	Config   ContentType = 0x67666e6f6369636f // "ociconfg": raw JSON, one external piece
 	Manifest ContentType = 0x66696e616d69636f // "ocimanif": raw JSON, one external piece
 	Blob     ContentType = 0x626f6c625f69636f // "oci_blob": raw bytes, one external piece
 )

@@ -49,7 +49,9 @@ func (s *spool) copyTo(w io.Writer) error {
 		_, err := w.Write(s.buf)
 		return err
 	}
-	_, err := io.Copy(w, io.NewSectionReader(s.temp, 0, s.size))
+	// Only Write: the ReadFrom of a zstd encoder starts new blocks, so that the
+	// bytes would depend on how much memory a spool uses.
+	_, err := io.Copy(struct{ io.Writer }{w}, io.NewSectionReader(s.temp, 0, s.size))
 	return err
 }
 
