@@ -115,7 +115,7 @@ func (c Config) args() []string {
 		cache = "writeback"
 	}
 	for i, d := range c.Disks {
-		args = append(args, "-drive", fmt.Sprintf("if=none,id=d%d,format=raw,cache=%s,file=%s", i, cache, d), "-device", fmt.Sprintf("virtio-blk-pci,drive=d%d,bootindex=%d", i, i))
+		args = append(args, "-drive", fmt.Sprintf("if=none,id=d%d,format=raw,cache=%s,file=%s", i, cache, d), "-device", fmt.Sprintf("virtio-blk-pci,drive=d%d,bootindex=%d", i, i+1))
 	}
 	if c.Net {
 		args = append(args, "-netdev", "user,id=n", "-device", "virtio-net-pci,netdev=n,romfile=")

@@ -19,6 +19,7 @@ type command struct {
 
 var commands = []command{
 	{"setup", "", "install and build what the lab needs; may be repeated", setup},
+	{"demo", "", "install, boot, upgrade, roll back a machine; prints a transcript", runDemo},
 	{"images", "", "build both releases of the OS image and push them to the lab's registry", images},
 	{"umltest", "[flags] PACKAGE...", "run the tests of packages under User Mode Linux", umlTest},
 }

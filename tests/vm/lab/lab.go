@@ -1,0 +1,203 @@
+// Package lab puts the parts together: the registry with both releases, disks
+// with release 1 installed, machines that boot them. The scenarios and the demo
+// are written with it.
+package lab
+
+import (
+	"archive/tar"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/cfsboot/cfsboot/tests/vm/cache"
+	"github.com/cfsboot/cfsboot/tests/vm/debian"
+	"github.com/cfsboot/cfsboot/tests/vm/disk"
+	"github.com/cfsboot/cfsboot/tests/vm/osimage"
+	"github.com/cfsboot/cfsboot/tests/vm/qemu"
+	"github.com/cfsboot/cfsboot/tests/vm/registry"
+	"github.com/cfsboot/cfsboot/tests/vm/uml"
+)
+
+// Lab is everything that machines need. Several tests may share one.
+type Lab struct {
+	Registry *registry.Registry
+	Images   *osimage.Images
+	Accel    string // of QEMU
+	Kernel   string // of User Mode Linux
+	Init     string // for User Mode Linux guests
+	Logs     string // directory for the consoles' logs, kept
+
+	work  string
+	count atomic.Int32
+}
+
+// LogDir is where logs go if CFSBOOT_VM_LOGS is not set.
+func LogDir() (string, error) {
+	if d := os.Getenv("CFSBOOT_VM_LOGS"); d != "" {
+		return d, os.MkdirAll(d, 0o755)
+	}
+	p, err := cache.Path("logs", time.Now().UTC().Format("20060102-150405"))
+	if err != nil {
+		return "", err
+	}
+	return p, os.MkdirAll(p, 0o755)
+}
+
+// Open builds and starts what is missing: "lab setup" has to have run. log gets
+// one line for each thing that happened.
+func Open(ctx context.Context, log func(format string, args ...any)) (_ *Lab, err error) {
+	l := &Lab{}
+	if l.Logs, err = LogDir(); err != nil {
+		return nil, err
+	}
+	if l.work, err = os.MkdirTemp("", "cfsboot-vm-"); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			_ = l.Close()
+		}
+	}()
+	if l.Kernel, err = uml.FindKernel(); err != nil {
+		return nil, fmt.Errorf("%w; run \"go run ./tests/vm/cmd/lab setup\"", err)
+	}
+	l.Init = filepath.Join(l.work, "init")
+	if err = uml.BuildInit(ctx, l.Init); err != nil {
+		return nil, err
+	}
+	if l.Registry, err = registry.Start(ctx); err != nil {
+		return nil, err
+	}
+	log("a registry runs at %s (TLS, password)", l.Registry.HostReference(""))
+	if l.Images, err = osimage.BuildAndPush(ctx, l.Registry, log); err != nil {
+		return nil, err
+	}
+	kernel, err := baseKernel(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if l.Accel, err = qemu.Accelerator(ctx, kernel); err != nil {
+		return nil, err
+	}
+	log("machines run with %s", map[string]string{"kvm": "KVM", "tcg": "QEMU's own processor emulation (KVM does not work here)"}[l.Accel])
+	return l, nil
+}
+
+// Close ends the registry and removes disks; logs stay.
+func (l *Lab) Close() error {
+	var err error
+	if l.Registry != nil {
+		err = l.Registry.Close()
+	}
+	return errors.Join(err, os.RemoveAll(l.work))
+}
+
+// baseKernel returns the kernel of the base image, for the accelerator's probe.
+func baseKernel(ctx context.Context) (string, error) {
+	sources, err := debian.FindSources(ctx)
+	if err != nil {
+		return "", err
+	}
+	tarFile, key, err := debian.Base(ctx, sources)
+	if err != nil {
+		return "", err
+	}
+	return cache.Make("vmlinuz-"+key, func(tmp string) error {
+		f, err := os.Open(tarFile)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		for r := tar.NewReader(f); ; {
+			h, err := r.Next()
+			if err != nil {
+				return fmt.Errorf("find vmlinuz in the base image: %w", err)
+			}
+			if ok, _ := path.Match("usr/lib/modules/*/vmlinuz", strings.TrimPrefix(h.Name, "./")); ok {
+				out, err := os.Create(tmp)
+				if err != nil {
+					return err
+				}
+				_, err = io.Copy(out, r)
+				return errors.Join(err, out.Close())
+			}
+		}
+	})
+}
+
+// Log makes a log file and returns it with its path.
+func (l *Lab) Log(name string) (*os.File, error) {
+	return os.Create(filepath.Join(l.Logs, fmt.Sprintf("%02d-%s.log", l.count.Add(1), name)))
+}
+
+// Kargs are the kernel arguments of the lab's machines, beside those of cfsboot.
+var Kargs = []string{"console=ttyS0", "quiet", "audit=0", "rd.timeout=180", "panic=30"}
+
+// Sizes of the lab's disks; the files are sparse.
+const (
+	diskSize = 4 << 30
+	espSize  = 192 << 20
+)
+
+// Reference is what the machines follow.
+func (l *Lab) Reference() string {
+	return l.Registry.GuestReference(osimage.Repository + ":" + osimage.Stable)
+}
+
+// Publish lets the tag that the machines follow point to a release.
+func (l *Lab) Publish(ctx context.Context, digest string) error {
+	return l.Registry.Tag(ctx, osimage.Repository, digest, osimage.Stable)
+}
+
+// Install installs release 1 on a new disk and returns its path.
+func (l *Lab) Install(ctx context.Context) (string, error) {
+	layout := filepath.Join(l.work, fmt.Sprintf("layout-%d", l.count.Add(1)))
+	if err := l.Registry.PullLayout(ctx, osimage.Repository, l.Images.Digest1, layout, "image"); err != nil {
+		return "", err
+	}
+	defer os.RemoveAll(layout)
+	log, err := l.Log("install")
+	if err != nil {
+		return "", err
+	}
+	defer log.Close()
+	p := filepath.Join(l.work, fmt.Sprintf("disk-%d", l.count.Add(1)))
+	err = disk.Install(ctx, p, disk.Options{
+		Kernel: l.Kernel, Init: l.Init, Program: l.Images.Program, Layout: layout, Target: l.Reference(), Kargs: Kargs,
+		Size: diskSize, ESPSize: espSize, Log: log,
+	})
+	if err != nil {
+		return "", errors.Join(err, tailOf(log.Name()))
+	}
+	return p, nil
+}
+
+// tailOf is an error with the end of a log.
+func tailOf(name string) error {
+	b, err := os.ReadFile(name)
+	if err != nil {
+		return err
+	}
+	if len(b) > 4000 {
+		b = b[len(b)-4000:]
+	}
+	return fmt.Errorf("end of %s:\n%s", name, b)
+}
+
+// Guest runs a script in User Mode Linux on a disk that no machine uses; see
+// disk.Guest. It returns what the script printed, with the kernel's messages.
+func (l *Lab) Guest(ctx context.Context, path, script string) (string, error) {
+	var out strings.Builder
+	err := disk.Guest(ctx, l.Kernel, l.Init, path, script, &out)
+	if err != nil {
+		err = fmt.Errorf("%w\n%s", err, out.String())
+	}
+	return out.String(), err
+}

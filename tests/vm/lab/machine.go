@@ -1,0 +1,109 @@
+package lab
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/cfsboot/cfsboot/tests/vm/osimage"
+	"github.com/cfsboot/cfsboot/tests/vm/qemu"
+)
+
+// Limits. Everything takes a tenth of it on an idle machine with two cores.
+const (
+	BootLimit    = 4 * time.Minute
+	CommandLimit = 2 * time.Minute
+)
+
+// Machine is a computer with one disk and its firmware's variables, running or not.
+type Machine struct {
+	*qemu.Machine
+	Disk string
+
+	lab  *Lab
+	vars string
+	log  *os.File
+	name string
+	boot int
+}
+
+// NewMachine makes a machine with a copy of a disk.
+func (l *Lab) NewMachine(ctx context.Context, name, diskFile string) (*Machine, error) {
+	base := filepath.Join(l.work, fmt.Sprintf("%s-%d", name, l.count.Add(1)))
+	m := &Machine{lab: l, name: name, Disk: base + ".disk", vars: base + ".vars"}
+	if err := qemu.NewVars(m.vars); err != nil {
+		return nil, err
+	}
+	return m, qemu.CopyDisk(ctx, m.Disk, diskFile)
+}
+
+// fatal are lines after which a boot is lost; kernel or systemd say them.
+var fatal = []string{`Kernel panic - not syncing`, `Oops: `, `You are in emergency mode`, `CFS-B\d+`, `BdsDxe: failed to load`}
+
+// Start switches the machine on: firmware, boot loader, whatever it chooses.
+func (m *Machine) Start(ctx context.Context) error {
+	return m.start(ctx, qemu.Config{Vars: m.vars})
+}
+
+// StartKernel boots a kernel directly, without firmware and boot loader.
+func (m *Machine) StartKernel(ctx context.Context, kernel, initrd, cmdline string) error {
+	return m.start(ctx, qemu.Config{Kernel: kernel, Initrd: initrd, Append: cmdline})
+}
+
+func (m *Machine) start(ctx context.Context, c qemu.Config) error {
+	m.boot++
+	var err error
+	if m.log, err = m.lab.Log(fmt.Sprintf("%s-boot-%d", m.name, m.boot)); err != nil {
+		return err
+	}
+	c.Accel, c.Disks, c.Net, c.Log = m.lab.Accel, []string{m.Disk}, true, m.log
+	m.Machine, err = qemu.Start(ctx, c)
+	return err
+}
+
+// Login waits until one can log in and does so. It fails at once when the boot
+// is lost.
+func (m *Machine) Login(ctx context.Context) (*qemu.Shell, error) {
+	m.Console.Forbid(fatal...)
+	sh, err := m.Machine.Login(ctx, BootLimit, osimage.RootPassword)
+	if err != nil {
+		return nil, fmt.Errorf("%s, boot %d: %w", m.name, m.boot, err)
+	}
+	return sh, nil
+}
+
+// Boot is Start and Login.
+func (m *Machine) Boot(ctx context.Context) (*qemu.Shell, error) {
+	if err := m.Start(ctx); err != nil {
+		return nil, err
+	}
+	return m.Login(ctx)
+}
+
+// Reboot asks the running system for a reboot and logs in again: the machine's
+// firmware, loader and disk are the same, QEMU keeps running.
+func (m *Machine) Reboot(ctx context.Context, sh *qemu.Shell) (*qemu.Shell, error) {
+	if err := sh.Start("systemctl reboot"); err != nil {
+		return nil, err
+	}
+	m.boot++
+	return m.Login(ctx)
+}
+
+// PowerOff shuts the system down and waits until the machine is off.
+func (m *Machine) PowerOff(_ context.Context, sh *qemu.Shell) error {
+	if err := sh.Start("systemctl poweroff"); err != nil {
+		return err
+	}
+	return m.Wait(CommandLimit)
+}
+
+// Off kills the machine if it runs.
+func (m *Machine) Off() {
+	if m.Machine != nil {
+		m.Kill()
+		_ = m.log.Close() // for people; nothing depends on it
+	}
+}
