@@ -14,7 +14,7 @@ func (e *encoder) check() error {
 	if !e.root.IsDir() {
 		return &TreeError{Path: "/", Field: "type", Detail: fmt.Sprintf("%s, want a directory", e.root.Kind)}
 	}
-	seen := make(digestSet, digestSetWords)
+	var seen digestSet
 	if err := checkNode(e.root); err != nil {
 		return err.at("/")
 	}
@@ -223,16 +223,33 @@ func checkXattrs(xattrs []tree.Xattr) *nodeError {
 }
 
 // digestSet is a filter that tells which digests were surely not seen before. It
-// saves a map of all files for the few that are the same.
-type digestSet []uint64
+// saves a map of all files for the few that are the same. Digests are random, so
+// a few of their bits choose a place; when a filter gets too full for that to say
+// much, one eight times as large is put before it.
+type digestSet struct {
+	filters [][]uint64
+	added   int // to the last filter
+}
 
-const digestSetWords = 1 << 16 // 512 KiB, 4 million bits
+const (
+	firstFilter = 1 << 8 // words: 16 Ki bits
+	lastFilter  = 1 << 20
+)
 
 // add reports whether raw may have been added before.
-func (s digestSet) add(raw string) bool {
-	bit := le32(raw) & (digestSetWords*64 - 1)
-	mask := uint64(1) << (bit % 64)
-	old := s[bit/64]
-	s[bit/64] = old | mask
-	return old&mask != 0
+func (s *digestSet) add(raw string) bool {
+	maybe := false
+	var last []uint64
+	for _, last = range s.filters {
+		bit := le32(raw) % uint32(len(last)*64)
+		maybe = maybe || last[bit/64]>>(bit%64)&1 != 0
+	}
+	if len(last) == 0 || len(last) < lastFilter && s.added > len(last)*4 {
+		last = make([]uint64, max(firstFilter, len(last)*8))
+		s.filters, s.added = append(s.filters, last), 0
+	}
+	bit := le32(raw) % uint32(len(last)*64)
+	last[bit/64] |= 1 << (bit % 64)
+	s.added++
+	return maybe
 }

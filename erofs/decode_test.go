@@ -1,0 +1,336 @@
+package erofs_test
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/cfsboot/cfsboot/erofs"
+	"github.com/cfsboot/cfsboot/erofs/dump"
+	"github.com/cfsboot/cfsboot/erofs/tree"
+	"github.com/cfsboot/cfsboot/fsverity"
+	"github.com/cfsboot/cfsboot/internal/testutil/randtree"
+	"github.com/cfsboot/cfsboot/internal/testutil/vectors"
+)
+
+func decode(image []byte) (*tree.Node, error) {
+	return erofs.Decode(bytes.NewReader(image), int64(len(image)))
+}
+
+func dumpOf(t testing.TB, root *tree.Node) string {
+	t.Helper()
+	var out bytes.Buffer
+	if err := dump.Write(&out, root); err != nil {
+		t.Fatal(err)
+	}
+	return out.String()
+}
+
+// roundTrip checks that root comes back from its image.
+func roundTrip(t *testing.T, root *tree.Node) {
+	t.Helper()
+	image, _, _ := imageID(t, root)
+	back, err := decode(image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dropMarks(root)
+	if diff := cmp.Diff(dumpOf(t, root), dumpOf(t, back)); diff != "" {
+		t.Fatalf("tree mismatch (-want +got):\n%s", diff)
+	}
+	if err := erofs.CheckCanonical(bytes.NewReader(image), int64(len(image)), back); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// dropMarks removes the attributes that the marks of a directory with whiteouts
+// replace.
+func dropMarks(dir *tree.Node) {
+	for _, n := range dir.All() {
+		if n.IsWhiteout() {
+			dir.Xattrs = slices.DeleteFunc(slices.Clone(dir.Xattrs), func(x tree.Xattr) bool {
+				return strings.HasPrefix(x.Name, "user.overlay.") || x.Name == "trusted.overlay.opaque" || x.Name == "trusted.overlay.whiteouts"
+			})
+		}
+		if n.IsDir() {
+			dropMarks(n)
+		}
+	}
+}
+
+func TestDecodeVectors(t *testing.T) {
+	for name, v := range vectors.Load(t).Images {
+		t.Run(name, func(t *testing.T) {
+			root := readDump(t, vectors.Read(t, v.Dump))
+			image, _, _ := imageID(t, root)
+			back, err := decode(image)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := erofs.CheckCanonical(bytes.NewReader(image), int64(len(image)), back); err != nil {
+				t.Error(err)
+			}
+			got := dumpOf(t, back)
+			want, _ := field(t, v.ImageDumpSHA256, "v1").(string)
+			switch name {
+			case "no-verity", "hex-names", "overlay-escapes", "whiteouts-dup-xattr", "whiteout-stub-lookalike":
+				// composefs-rs loses something here that we keep, or the other way:
+				// a digest away, whiteouts in the root, attributes named opaque.
+				want = ""
+			}
+			if sum := sha256.Sum256([]byte(got)); want != "" && want != hex.EncodeToString(sum[:]) {
+				t.Errorf("dump of the image differs from that of composefs-rs:\n%.2000s", got)
+			}
+			// What cannot come back: values that marks replaced, and a whiteout that
+			// is no different from a stub.
+			if name != "whiteouts-dup-xattr" && name != "whiteout-stub-lookalike" {
+				if diff := cmp.Diff(dumpOf(t, root), got); diff != "" {
+					t.Errorf("tree mismatch (-want +got):\n%s", diff)
+				}
+			}
+		})
+	}
+}
+
+func TestDecodeRandomTrees(t *testing.T) {
+	for seed := range uint64(400) {
+		rng := rand.New(rand.NewPCG(seed, 1))
+		alg := fsverity.SHA256 + fsverity.Algorithm(seed%2)
+		root := randtree.New(rng, randtree.Options{Algorithm: alg})
+		roundTrip(t, root)
+		if t.Failed() {
+			t.Fatalf("seed %d", seed)
+		}
+	}
+}
+
+// TestDecodePeerCases: the images of malformed.json. Those of format 2 are no
+// images of ours; all are refused, but for the unpatched one of format 1.
+func TestDecodePeerCases(t *testing.T) {
+	var file struct {
+		Base       string
+		BaseDigest map[string]string `json:"base_digest"`
+		Cases      []struct {
+			Name     string
+			Format   int
+			Patches  [][2]any
+			Truncate int
+			Expect   string
+		}
+	}
+	vectors.JSON(t, "malformed.json", &file)
+	base, id, _ := imageID(t, readDump(t, vectors.Read(t, file.Base)))
+	if id != file.BaseDigest["v1"] {
+		t.Fatalf("base image: got %s, want %s", id, file.BaseDigest["v1"])
+	}
+	ours := 0
+	for _, c := range file.Cases {
+		if c.Format != 1 {
+			continue
+		}
+		ours++
+		t.Run(c.Name, func(t *testing.T) {
+			image := bytes.Clone(base)
+			for _, p := range c.Patches {
+				b, err := hex.DecodeString(p[1].(string))
+				if err != nil {
+					t.Fatal(err)
+				}
+				copy(image[int(p[0].(float64)):], b)
+			}
+			_, err := decode(image)
+			if c.Expect == "accept" {
+				if err != nil {
+					t.Error(err)
+				}
+				return
+			}
+			var fe *erofs.FormatError
+			if !errors.As(err, &fe) {
+				t.Errorf("got %v, want a FormatError", err)
+			}
+		})
+	}
+	if ours != 4 {
+		t.Errorf("got %d cases of format 1, want 4", ours)
+	}
+}
+
+// offsets in the image of one-of-each.dump, from erofs.md 2.8
+const (
+	offRoot   = 0x480
+	offDir    = 0x2100
+	offExt    = 0x2340
+	offFifo   = 0x2600
+	offInline = 0x2620
+	offSym    = 0x2680
+	offBlock  = 0x3000 // entries of the root
+)
+
+// TestDecodeRejects corrupts one field per case.
+func TestDecodeRejects(t *testing.T) {
+	base, id, _ := imageID(t, readDump(t, vectors.Read(t, "one-of-each.dump")))
+	if id != "c406d17ea9dd9bfec0e7fcab68dc06a1c37a4252dc36606c59940f24d8066be4" {
+		t.Fatalf("base image is %s", id)
+	}
+	for name, c := range map[string]struct {
+		offset int
+		bytes  string
+		field  string
+	}{
+		"magic":                 {0, "\x00", "header.magic"},
+		"header version":        {4, "\x02", "header.version"},
+		"header flags":          {8, "\x02", "header.flags"},
+		"ACL flag without ACL":  {8, "\x01", "header.flags"},
+		"reserved header word":  {20, "\x01", "header.reserved"},
+		"padding of the header": {1000, "\x01", "header.reserved"},
+		"super magic":           {1024, "\x00", "super.magic"},
+		"checksum":              {1028, "\x01", "super.checksum"},
+		"compat features":       {1032, "\x0e", "super.feature_compat"},
+		"block size":            {1036, "\x0d", "super.blkszbits"},
+		"extension slots":       {1037, "\x01", "super.extslots"},
+		"root outside":          {1038, "\xff\xff", "inode"},
+		"root in the header":    {1038, "\x01\x00", "nid"},
+		"root is a file":        {1038, "\x31\x01", "inode.mode"},
+		"inode count":           {1040, "\x0a", "super.inos"},
+		"inode count huge":      {1044, "\x01", "super.inos"},
+		"time negative":         {1055, "\x80", "super.build_time"},
+		"nanoseconds":           {1056, "\xff\xff\xff\xff", "super.build_time"},
+		"blocks":                {1060, "\x05", "super.blocks"},
+		"meta_blkaddr":          {1064, "\x01", "super.meta_blkaddr"},
+		"xattr_blkaddr":         {1068, "\xff\xff", "super.xattr_blkaddr"},
+		"uuid":                  {1072, "\x01", "super.reserved"},
+		"incompat features":     {1104, "\x04", "super.reserved"},
+		"dirblkbits":            {1114, "\x01", "super.reserved"},
+		"layout":                {offInline, "\x06", "inode.format"},
+		"format high bits":      {offInline + 1, "\x80", "inode.format"},
+		"mode":                  {offInline + 4, "\xa4\xf1", "inode.mode"},
+		"compact reserved":      {offInline + 12, "\x01", "inode.reserved"},
+		"inline size":           {offInline + 8, "\x00\x20", "inode.size"},
+		"size above the image":  {offInline + 8, "\x00\x00\x00\x10", "inode.size"},
+		"tail outside":          {offInline + 2, "\xff\xff", "xattr area"},
+		"inline layout, empty":  {offInline + 8, "\x00\x00", "inode.format"},
+		"symlink without text":  {offSym + 8, "\x00", "inode.format"},
+		"symlink chunked":       {offSym, "\x08", "inode.format"},
+		"NUL in a target":       {offSym + 32, "\x00", "symlink"},
+		"fifo with a size":      {offFifo + 8, "\x01", "inode"},
+		"links of a directory":  {offDir + 6, "\x03", "inode.nlink"},
+		"links of a file":       {offInline + 6, "\x02", "inode.nlink"},
+		"chunk format":          {offExt + 16, "\x02", "inode.i_u"},
+		"chunked, empty":        {offExt + 8, "\x00\x00", "inode.size"},
+		"chunk pointer":         {offExt + 32 + 156, "\x00", "chunk pointer"},
+		"name filter":           {offExt + 32, "\x00", "xattr.name_filter"},
+		"xattr reserved":        {offExt + 32 + 5, "\x01", "xattr.reserved"},
+		"shared count":          {offExt + 32 + 4, "\xff", "xattr.shared_count"},
+		"shared reference":      {offExt + 32 + 4, "\x01", "xattr reference"},
+		"xattr index":           {offExt + 32 + 13, "\x07", "xattr.name_index"},
+		"xattr long prefix":     {offExt + 32 + 13, "\x80", "xattr.name_index"},
+		"xattr value length":    {offExt + 32 + 14, "\xff\xff", "xattr entry"},
+		"metacopy version":      {offExt + 32 + 12 + 4 + 16, "\x01", "xattr"},
+		"metacopy length":       {offExt + 32 + 12 + 4 + 17, "\x23", "xattr"},
+		"metacopy algorithm":    {offExt + 32 + 12 + 4 + 19, "\x02", "xattr"},
+		"redirect of another":   {offExt + 32 + 12 + 56 + 4 + 16 + 10, "ff", "xattr"},
+		"no opaque on the root": {offRoot + 32 + 12 + 4 + 14, "n", "xattr"},
+		"nameoff unaligned":     {offBlock + 8, "\x0d", "dirent.nameoff"},
+		"nameoff outside":       {offBlock + 8, "\xfc\xff", "dirent.nameoff"},
+		"nameoff zero":          {offBlock + 8, "\x00\x00", "dirent.nameoff"},
+		"nid outside":           {offBlock + 2*12 + 4, "\x01", "nid"},
+		"dot elsewhere":         {offBlock, "\x26", "dirent.nid"},
+		"type of an entry":      {offBlock + 2*12 + 10, "\x01", "dirent.file_type"},
+		"unknown type":          {offBlock + 2*12 + 10, "\x08", "dirent"},
+		"entry reserved":        {offBlock + 2*12 + 11, "\x01", "dirent"},
+		"name with a slash":     {offBlock + 266*12 + 3, "0/", "dirent.name"},
+		"names not in order":    {offBlock + 266*12 + 3, "zz", "dirent.name"},
+		"name of a stub":        {offBlock + 266*12 + 3, "0 ", "inode"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			image := bytes.Clone(base)
+			copy(image[c.offset:], c.bytes)
+			_, err := decode(image)
+			var fe *erofs.FormatError
+			if !errors.As(err, &fe) || fe.Field != c.field {
+				t.Errorf("got %v, want a FormatError for %s", err, c.field)
+			}
+		})
+	}
+	if _, err := erofs.Decode(bytes.NewReader(base), int64(len(base))-1); err == nil {
+		t.Error("accepted a size that is no multiple of a block")
+	}
+	if _, err := erofs.Decode(bytes.NewReader(base[:8192]), int64(len(base))); err == nil {
+		t.Error("accepted an image that ends early")
+	}
+	if _, err := decode(append(bytes.Clone(base), make([]byte, 4096)...)); err == nil {
+		t.Error("accepted a block behind the image")
+	}
+	other := bytes.Clone(base)
+	other[12] = 2
+	if _, err := decode(other); !errors.Is(err, erofs.ErrVersion) {
+		t.Errorf("format 2: got %v, want ErrVersion", err)
+	}
+	if _, err := erofs.Decode(failingReader{}, 16384); !errors.Is(err, io.ErrClosedPipe) {
+		t.Errorf("got %v, want the reader's error", err)
+	}
+}
+
+type failingReader struct{}
+
+func (failingReader) ReadAt([]byte, int64) (int, error) { return 0, io.ErrClosedPipe }
+
+// TestEveryByteCounts changes every byte of an image in turn. What is still
+// accepted is the canonical image of another tree.
+func TestEveryByteCounts(t *testing.T) {
+	base, _, _ := imageID(t, readDump(t, vectors.Read(t, "mal-base.dump")))
+	accepted := 0
+	image := bytes.Clone(base)
+	for i := range image {
+		image[i] ^= 1 << (i % 8)
+		if root, err := decode(image); err == nil {
+			if erofs.CheckCanonical(bytes.NewReader(image), int64(len(image)), root) == nil {
+				accepted++
+				if again, _, _ := imageID(t, root); !bytes.Equal(again, image) {
+					t.Fatalf("change at byte %d: accepted, but not reproduced", i)
+				}
+			}
+		}
+		image[i] = base[i]
+	}
+	// Contents, names, owners and times may be anything, and with a device number
+	// a stub is an entry of the tree; most bytes may not change.
+	if accepted > 256*4+200 {
+		t.Errorf("%d of %d changes accepted", accepted, len(image))
+	}
+}
+
+// FuzzDecode: no bytes make the decoder panic, and what passes both checks is
+// encoded to the same bytes.
+func FuzzDecode(f *testing.F) {
+	for _, name := range []string{"one-of-each", "mal-base", "hardlinks", "whiteouts", "xattrs-shared", "no-verity", "external-multichunk"} {
+		image, _, _ := imageID(f, readDump(f, vectors.Read(f, name+".dump")))
+		f.Add(image)
+	}
+	f.Fuzz(func(t *testing.T, image []byte) {
+		root, err := decode(image)
+		if err != nil {
+			var fe *erofs.FormatError
+			if !errors.As(err, &fe) && !errors.Is(err, erofs.ErrVersion) {
+				t.Fatalf("got %T %v", err, err)
+			}
+			return
+		}
+		if erofs.CheckCanonical(bytes.NewReader(image), int64(len(image)), root) != nil {
+			return
+		}
+		again, _, _ := imageID(t, root)
+		if !bytes.Equal(again, image) {
+			t.Fatal("canonical image changed")
+		}
+	})
+}
