@@ -1,0 +1,175 @@
+package systemd_test
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/cfsboot/cfsboot/systemd"
+)
+
+// unitFile returns the assignments of a unit or drop-in of the initramfs, as "Key=value" by section.
+func unitFile(t *testing.T, path string) map[string][]string {
+	t.Helper()
+	files, err := systemd.InitramfsFiles()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		if f.Path != "/usr/lib/systemd/system/"+path {
+			continue
+		}
+		out := map[string][]string{}
+		section := ""
+		for line := range strings.Lines(string(f.Data)) {
+			line = strings.TrimSpace(line)
+			switch {
+			case line == "" || line[0] == '#':
+			case line[0] == '[':
+				section = strings.Trim(line, "[]")
+			default:
+				out[section] = append(out[section], line)
+			}
+		}
+		return out
+	}
+	t.Fatalf("no file %s", path)
+	return nil
+}
+
+// TestP3NoCondition: the unit does not depend on how the parameter is spelled. A skipped unit would end in the bare
+// physical root, so it has no condition at all: the program decides.
+func TestP3NoCondition(t *testing.T) {
+	u := unitFile(t, systemd.SetupRootUnit)
+	for _, section := range u {
+		for _, line := range section {
+			if strings.HasPrefix(line, "Condition") {
+				t.Errorf("%s: a unit whose condition fails is skipped, which is no failure", line)
+			}
+		}
+	}
+	if !slices.Contains(u["Service"], "ExecStart="+systemd.SetupRootProgram) {
+		t.Errorf("[Service] %q", u["Service"])
+	}
+}
+
+// TestP10Required: initrd-root-fs.target requires the unit, its failure leads to a reboot, and the switch to the new
+// root asks once more.
+func TestP10Required(t *testing.T) {
+	u := unitFile(t, systemd.SetupRootUnit)
+	for section, want := range map[string][]string{
+		"Install": {"RequiredBy=initrd-root-fs.target"},
+		"Unit": {
+			"Requires=sysroot.mount", "OnFailure=cfsboot-boot-failed.service emergency.target", "OnFailureJobMode=replace-irreversibly",
+			"Before=initrd-root-fs.target initrd-parse-etc.service initrd-switch-root.target", "AssertPathExists=/etc/initrd-release", "DefaultDependencies=no",
+		},
+		"Service": {"Type=oneshot", "RemainAfterExit=yes"},
+	} {
+		for _, line := range want {
+			if !slices.Contains(u[section], line) {
+				t.Errorf("[%s] lacks %s", section, line)
+			}
+		}
+	}
+	for file, line := range map[string]string{
+		"initrd-switch-root.service.d/10-cfsboot.conf": "ExecStartPre=" + systemd.SetupRootProgram + " --guard",
+		"initrd-root-fs.target.d/10-cfsboot.conf":      "OnFailure=cfsboot-boot-failed.service",
+		"emergency.target.d/10-cfsboot.conf":           "Wants=cfsboot-boot-failed.service",
+		"emergency.service.d/10-cfsboot.conf":          "After=cfsboot-boot-failed.service",
+	} {
+		found := false
+		for _, section := range unitFile(t, file) {
+			found = found || slices.Contains(section, line)
+		}
+		if !found {
+			t.Errorf("%s lacks %s", file, line)
+		}
+	}
+	files, err := systemd.InitramfsFiles()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.ContainsFunc(files, func(f systemd.InitramfsFile) bool {
+		return f.Path == "/usr/lib/systemd/system/initrd-root-fs.target.requires/cfsboot-setup-root.service" && f.Link == "../cfsboot-setup-root.service"
+	}) {
+		t.Error("the link below initrd-root-fs.target.requires is missing")
+	}
+}
+
+// TestDracutModule: the module installs every file that `cfsboot initramfs` adds.
+func TestDracutModule(t *testing.T) {
+	script, err := os.ReadFile("dracut/37cfsboot/module-setup.sh")
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := systemd.InitramfsFiles()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		name := strings.TrimPrefix(f.Path, "/usr/lib/systemd/system/")
+		word, isDropIn := strings.CutSuffix(name, ".d/10-cfsboot.conf")
+		if isDropIn {
+			word = " " + word
+		}
+		if !strings.Contains(string(script), word) {
+			t.Errorf("the dracut module does not install %s", name)
+		}
+	}
+	if out, err := exec.Command("bash", "-n", "dracut/37cfsboot/module-setup.sh").CombinedOutput(); err != nil {
+		t.Errorf("%v: %s", err, out)
+	}
+}
+
+// TestOracleUnits lets systemd itself read the units.
+func TestOracleUnits(t *testing.T) {
+	analyze, err := exec.LookPath("systemd-analyze")
+	if err != nil {
+		if os.Getenv("CFSBOOT_REQUIRE_ORACLES") == "1" {
+			t.Fatal(err)
+		}
+		t.Skip(err)
+	}
+	root := t.TempDir()
+	files, err := systemd.InitramfsFiles()
+	if err != nil {
+		t.Fatal(err)
+	}
+	write := func(path, text string, perm os.FileMode) {
+		t.Helper()
+		path = filepath.Join(root, path)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text), perm); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var units []string
+	for _, f := range files {
+		if f.Link == "" {
+			write(f.Path, string(f.Data), 0o644)
+		}
+		if strings.HasSuffix(f.Path, ".service") && f.Link == "" {
+			units = append(units, filepath.Base(f.Path))
+		}
+	}
+	write(systemd.SetupRootProgram, "#!/bin/true\n", 0o755)
+	for _, name := range []string{"sysroot.mount", "initrd-root-fs.target", "initrd-switch-root.target", "emergency.target", "shutdown.target", "sysinit.target", "basic.target", "umount.target"} {
+		text := "[Unit]\nDescription=stand-in\nDefaultDependencies=no\n"
+		if strings.HasSuffix(name, ".mount") {
+			text += "[Mount]\nWhat=/dev/null\nWhere=/sysroot\n"
+		}
+		write("/usr/lib/systemd/system/"+name, text, 0o644)
+	}
+	for _, name := range []string{"emergency.service", "initrd-switch-root.service", "initrd-parse-etc.service", "ostree-prepare-root.service", "systemd-repart.service"} {
+		write("/usr/lib/systemd/system/"+name, "[Unit]\nDescription=stand-in\nDefaultDependencies=no\n[Service]\nType=oneshot\nExecStart="+systemd.SetupRootProgram+"\n", 0o644)
+	}
+	out, err := exec.Command(analyze, append([]string{"verify", "--man=no", "--recursive-errors=yes", "--root=" + root}, units...)...).CombinedOutput()
+	if err != nil || len(strings.TrimSpace(string(out))) > 0 {
+		t.Errorf("%v: %s", err, out)
+	}
+}
