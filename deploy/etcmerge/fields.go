@@ -64,8 +64,9 @@ func pick[T comparable](p, c, n T, hasP bool) (value T, conflict bool) {
 
 // mergeMeta merges the metadata of two nodes of one type; p may be nil. bodyOf is
 // the side, c or n, that the contents come from: it supplies what belongs to
-// them. conflicts are the names of fields that both sides changed.
-func mergeMeta(p, c, n, bodyOf *tree.Node) (meta tree.Meta, conflicts []string) {
+// them; sameBody tells that both have the same. conflicts are the names of fields
+// that both sides changed.
+func mergeMeta(p, c, n, bodyOf *tree.Node, sameBody bool) (meta tree.Meta, conflicts []string) {
 	hasP := p != nil
 	if !hasP {
 		p = &tree.Node{}
@@ -98,9 +99,10 @@ func mergeMeta(p, c, n, bodyOf *tree.Node) (meta tree.Meta, conflicts []string) 
 	}
 	slices.SortFunc(meta.Xattrs, func(a, b tree.Xattr) int { return strings.Compare(a.Name, b.Name) })
 
-	// The time goes with the contents; that of a directory is a field like others.
+	// The time goes with the contents. Where those are the same, as for all
+	// directories, it is a field like others.
 	source := bodyOf
-	if c.IsDir() {
+	if sameBody {
 		source = c
 		if hasP && c.CompareMtime(&p.Meta) == 0 {
 			source = n

@@ -140,7 +140,7 @@ func (m *merger) directories(at string, p, c, n *tree.Node) *tree.Node {
 	if p != nil && !p.IsDir() {
 		p = nil // both replaced it
 	}
-	meta, conflicts := mergeMeta(p, c, n, n)
+	meta, conflicts := mergeMeta(p, c, n, n, true)
 	out := tree.NewDir(meta)
 	m.count(p, c, n)
 	if len(conflicts) > 0 {
@@ -229,7 +229,7 @@ func (m *merger) fields(at string, p, c, n *tree.Node) *tree.Node {
 			conflicts = append(conflicts, "content")
 		}
 	}
-	meta, more := mergeMeta(p, c, n, bodyOf)
+	meta, more := mergeMeta(p, c, n, bodyOf, m.body(c, n))
 	conflicts = append(conflicts, more...)
 	m.count(p, c, n)
 	if len(conflicts) > 0 {

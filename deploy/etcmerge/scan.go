@@ -59,7 +59,12 @@ func (e *ChangedError) Error() string {
 // It follows no link and does not leave the directory. Files that vanish
 // meanwhile are absent. The directory must stay open until Build is done.
 func Scan(ctx context.Context, dir *durable.Dir, a fsverity.Algorithm) (*Live, error) {
+	return scanAt(ctx, dir, a, time.Now())
+}
+
+func scanAt(ctx context.Context, dir *durable.Dir, a fsverity.Algorithm, now time.Time) (*Live, error) {
 	s := &scanner{fingerprinter: newFingerprinter(), algorithm: a, inodes: map[inode]*tree.Node{}}
+	s.start = now
 	root, err := s.directory(ctx, dir, ".", 0)
 	if err != nil {
 		return nil, fmt.Errorf("read live /etc: %w", err)
