@@ -67,6 +67,9 @@ func NewFAT(t testing.TB) *FS { return open(t, t.TempDir(), true) }
 // Over returns a view of an existing directory; what it holds counts as synced.
 func Over(t testing.TB, path string) *FS { return open(t, path, false) }
 
+// OverFAT is Over with the semantics of vfat.
+func OverFAT(t testing.TB, path string) *FS { return open(t, path, true) }
+
 func open(t testing.TB, path string, fat bool) *FS {
 	t.Helper()
 	f := &FS{t: t, path: path, fat: fat, faultAt: -1, killAt: -1}
