@@ -27,7 +27,8 @@ rm -f /var/lib/dbus/machine-id /etc/.pwd.lock /etc/passwd- /etc/group- /etc/shad
 printf '# The root comes from the kernel command line (composefs.digest=), the boot partition from its GPT type.\n' >/etc/fstab
 sed -i "s/^VERSION_ID=.*/VERSION_ID=\"$version\"/; s/^PRETTY_NAME=.*/PRETTY_NAME=\"cfsboot demo $version on Debian 13\"/" /usr/lib/os-release
 
-systemctl preset-all
+systemctl preset systemd-networkd.service systemd-resolved.service cfsboot-finalize.service \
+	apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_reap.service systemd-networkd-wait-online.service
 systemctl mask systemd-boot-update.service
 
 # No network, no device, no extended attributes of the build host in here.
