@@ -23,6 +23,9 @@ func imageObjects(r io.ReaderAt, size int64) ([]fsverity.Digest, error) {
 			seen[n.Digest] = true
 			list = append(list, n.Digest)
 		}
+		if n.Kind != tree.Directory {
+			return
+		}
 		for _, child := range n.All() {
 			walk(child)
 		}

@@ -129,6 +129,8 @@ func (a *archive) next(m *member) error {
 			if header(headers).typ() != tar.TypeXGlobalHeader {
 				return a.fail(errors.New("an extension header before a global one"))
 			}
+			size, _ := extensionSize(headers[:blockSize])
+			a.pad = int(-size & (blockSize - 1)) // not read yet
 			continue
 		}
 		if err := m.parse(h, headers); err != nil {
@@ -148,8 +150,12 @@ func (a *archive) end(mark int) error {
 	}
 	marker := a.tape.raw[mark+a.pad:]
 	a.pad = 0
-	if len(marker) != 0 && len(marker) < 2*blockSize {
+	switch {
+	case len(marker) == 0:
+	case len(marker) < 2*blockSize:
 		return a.fail(errors.New("a lone zero block"))
+	case len(bytes.TrimLeft(marker[:2*blockSize], "\x00")) > 0:
+		return a.fail(errors.New("an extension header without a member"))
 	}
 	return io.EOF
 }

@@ -89,4 +89,17 @@ func manifestOf(tag, target string) (digest.Digest, error) {
 	return m, nil
 }
 
-func sortedKeys(m map[string]fsverity.Digest) []string { return slices.Sorted(maps.Keys(m)) }
+// sortedKeys puts the keys of images in the order of composefs-rs: plain images
+// first, then boot images.
+func sortedKeys(m map[string]fsverity.Digest) []string {
+	boot := func(key string) bool { return strings.HasPrefix(key, bootKey) }
+	return slices.SortedFunc(maps.Keys(m), func(a, b string) int {
+		if boot(a) != boot(b) {
+			if boot(a) {
+				return 1
+			}
+			return -1
+		}
+		return strings.Compare(a, b)
+	})
+}

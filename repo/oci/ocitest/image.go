@@ -98,6 +98,18 @@ func (img *Image) SetManifest(m v1.Manifest) error {
 	return nil
 }
 
+// SetConfig replaces the config, and the manifest accordingly.
+func (img *Image) SetConfig(b []byte) error {
+	var m v1.Manifest
+	if err := json.Unmarshal(img.Manifest, &m); err != nil {
+		return err
+	}
+	delete(img.Blobs, m.Config.Digest)
+	delete(img.Blobs, img.Descriptor.Digest)
+	img.Config, m.Config = b, img.add(v1.MediaTypeImageConfig, b)
+	return img.SetManifest(m)
+}
+
 func (img *Image) add(mediaType string, b []byte) v1.Descriptor {
 	d := digest.FromBytes(b)
 	img.Blobs[d] = b

@@ -1,0 +1,431 @@
+package oci_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/cfsboot/cfsboot/erofs"
+	"github.com/cfsboot/cfsboot/erofs/tree"
+	"github.com/cfsboot/cfsboot/fsverity"
+	"github.com/cfsboot/cfsboot/internal/testutil/recipes"
+	"github.com/cfsboot/cfsboot/internal/testutil/repotest"
+	"github.com/cfsboot/cfsboot/repo"
+	"github.com/cfsboot/cfsboot/repo/oci"
+	"github.com/cfsboot/cfsboot/repo/splitstream"
+)
+
+// importAll imports the layers of an image without publishing them.
+func importAll(t *testing.T, r *repo.Repository, blobs map[digest.Digest][]byte, layers []v1.Descriptor, diffIDs []digest.Digest) ([]*oci.Layer, error) {
+	t.Helper()
+	out := make([]*oci.Layer, len(layers))
+	for i, d := range layers {
+		l, err := oci.ImportLayer(t.Context(), r, bytes.NewReader(blobs[d.Digest]), diffIDs[i])
+		if err != nil {
+			return nil, err
+		}
+		out[i] = l
+	}
+	return out, nil
+}
+
+func plainID(t *testing.T, r *repo.Repository, layers []*oci.Layer) (fsverity.Digest, error) {
+	t.Helper()
+	b := tree.NewBuilder()
+	for i, l := range layers {
+		if err := oci.Stack(b, l, i, len(layers)); err != nil {
+			return fsverity.Digest{}, err
+		}
+	}
+	if err := tree.TransformOCI(b.Root(), tree.AllowlistOnly); err != nil {
+		return fsverity.Digest{}, err
+	}
+	h := fsverity.NewHasher(r.Algorithm())
+	err := erofs.Encode(h, b.Root(), erofs.V1)
+	return h.Sum(), err
+}
+
+// TestVectorsPlain: the layouts of the vectors give the IDs of composefs-rs, from
+// the tar and again from the stored streams, or are refused.
+func TestVectorsPlain(t *testing.T) {
+	t.Parallel()
+	for _, c := range recipes.All(t) {
+		for _, a := range []fsverity.Algorithm{fsverity.SHA256, fsverity.SHA512} {
+			want, ok := c.Want.Plain[a.Name()+"-v1"]
+			if !ok {
+				continue
+			}
+			t.Run(c.Name+"/"+a.Name(), func(t *testing.T) {
+				t.Parallel()
+				r := repotest.New(t, a)
+				layers, err := importAll(t, r, c.Image.Blobs, c.Image.Layers, c.Image.DiffIDs)
+				var got fsverity.Digest
+				if err == nil {
+					got, err = plainID(t, r, layers)
+				}
+				if want == recipes.Refused {
+					if err == nil {
+						t.Fatalf("%s was accepted as %s", c.Want.Intent, got)
+					}
+					t.Log(err)
+					return
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				if got.Hex() != want {
+					t.Errorf("%s: got %s, want %s", c.Want.Intent, got.Hex(), want)
+				}
+				stored := make([]*oci.Layer, len(layers))
+				for i, l := range layers {
+					if stored[i], err = oci.LoadLayer(t.Context(), r, l.DiffID, l.Stream); err != nil {
+						t.Fatal(err)
+					}
+					if err := oci.VerifyLayer(t.Context(), r, l.DiffID, l.Stream); err != nil {
+						t.Error(err)
+					}
+				}
+				if again, err := plainID(t, r, stored); err != nil || again != got {
+					t.Errorf("from the stored layers: %s, %v", again, err)
+				}
+			})
+		}
+	}
+}
+
+// TestLayerRoundTrip: a stored layer gives back its tar, and the objects and
+// chunks are those of the format.
+func TestLayerRoundTrip(t *testing.T) {
+	t.Parallel()
+	sizes := []int{0, 1, 63, 64, 65, 511, 512, 513, 4095, 4096, 4097, 65535, 65536, 65537, 1 << 20}
+	var members []raw
+	objects := map[fsverity.Digest]bool{}
+	for i, n := range sizes {
+		body := strings.Repeat("abcdefg"+fmt.Sprint(i), n)[:n]
+		members = append(members, raw{name: fmt.Sprintf("f%d", n), typ: '0', body: body})
+		if n > 64 {
+			objects[fsverity.Sum(fsverity.SHA256, []byte(body))] = true
+		}
+	}
+	in := append(archive(members...), strings.Repeat("\x00", 9999)+"tail"...)
+	diffID := digest.FromBytes(in)
+	r := repotest.New(t, fsverity.SHA256)
+	l, err := oci.ImportLayer(t.Context(), r, &oneByte{bytes.NewReader(in[:2000]), bytes.NewReader(in[2000:])}, diffID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if l.Size != int64(len(in)) || len(l.Entries) != len(sizes) {
+		t.Errorf("%d bytes, %d entries, want %d and %d", l.Size, len(l.Entries), len(in), len(sizes))
+	}
+	s, err := r.OpenStreamByID(t.Context(), l.Stream, splitstream.Layer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	for i := range s.Objects() {
+		if !objects[s.Object(i)] {
+			t.Errorf("unexpected object %s", s.Object(i))
+		}
+	}
+	if s.Objects() != len(objects) || s.Size() != int64(len(in)) {
+		t.Errorf("%d objects in a stream of %d bytes, want %d and %d", s.Objects(), s.Size(), len(objects), len(in))
+	}
+	var out bytes.Buffer
+	if _, err := s.WriteTo(&out); err != nil || !bytes.Equal(out.Bytes(), in) {
+		t.Errorf("reassembled %d bytes, %v; want %d", out.Len(), err, len(in))
+	}
+	repotest.Check(t, r)
+}
+
+// oneByte reads its first part byte by byte.
+type oneByte struct{ slow, fast io.Reader }
+
+func (o *oneByte) Read(p []byte) (int, error) {
+	n, err := o.slow.Read(p[:1])
+	if err == io.EOF {
+		return o.fast.Read(p)
+	}
+	return n, err
+}
+
+// TestWorkedExample is repository.md 3.9: names and contents of every stream.
+func TestWorkedExample(t *testing.T) {
+	t.Parallel()
+	const mtime = "14524770400\x00"
+	const mode755, mode777 = "0000755\x00", "0000777\x00"
+	in := archive(
+		raw{name: "usr/", typ: '5', mode: mode755, mtime: mtime}, raw{name: "usr/a", typ: '0', mtime: mtime, body: "hello\n"},
+		raw{name: "usr/b", typ: '0', mode: mode755, mtime: mtime, body: strings.Repeat("x", 100)},
+		raw{name: "usr/c", typ: '1', mtime: mtime, link: "usr/b"}, raw{name: "usr/d", typ: '2', mode: mode777, mtime: mtime, link: "b"})
+	const diffID = "sha256:3a55b67ca209018d178db9ce0fa0a63acd4d83e8df951d2010e725475fe98967"
+	if got := digest.FromBytes(in); got != diffID || len(in) != 4608 {
+		t.Skipf("the example's header bytes are not reproduced here: %d bytes, %s", len(in), got)
+	}
+	r := repotest.New(t, fsverity.SHA256)
+	l, err := oci.ImportLayer(t.Context(), r, bytes.NewReader(in), diffID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := r.OpenStreamByID(t.Context(), l.Stream, splitstream.Layer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	var chunks []string
+	for {
+		c, err := s.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c.Object.IsZero() {
+			chunks = append(chunks, fmt.Sprint(-c.Size))
+		} else {
+			chunks = append(chunks, c.Object.Hex())
+		}
+	}
+	want := "-2048 dac5f3c6c05fd30c02ab06d9447b03e0a0e7cbf3353d05b86a67eee17fb1c818 -2460"
+	if got := strings.Join(chunks, " "); got != want {
+		t.Errorf("chunks %s, want %s", got, want)
+	}
+}
+
+func compressed(t *testing.T, w io.WriteCloser, out *bytes.Buffer, b []byte) []byte {
+	t.Helper()
+	if _, err := w.Write(b); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return out.Bytes()
+}
+
+func gz(t *testing.T, b []byte) []byte {
+	t.Helper()
+	var out bytes.Buffer
+	return compressed(t, gzip.NewWriter(&out), &out, b)
+}
+
+func zst(t *testing.T, b []byte) []byte {
+	t.Helper()
+	var out bytes.Buffer
+	w, err := zstd.NewWriter(&out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return compressed(t, w, &out, b)
+}
+
+func join(parts ...[]byte) []byte { return bytes.Join(parts, nil) }
+
+func TestCompression(t *testing.T) {
+	t.Parallel()
+	in := archive(raw{name: "a", typ: '0', body: strings.Repeat("x", 300_000)}, raw{name: "b", typ: '0', body: strings.Repeat("y", 90)})
+	half := len(in) / 2
+	skippable := []byte{0x50, 0x2a, 0x4d, 0x18, 3, 0, 0, 0, 'a', 'b', 'c'}
+	damaged := gz(t, in)
+	damaged[len(damaged)-6] ^= 1
+	for _, tc := range []struct {
+		name string
+		blob []byte
+		ok   bool
+	}{
+		{"plain", in, true},
+		{"gzip", gz(t, in), true},
+		{"gzip members", join(gz(t, in[:half]), gz(t, nil), gz(t, in[half:])), true},
+		{"zstd", zst(t, in), true},
+		{"zstd frames", join(skippable, zst(t, in[:half]), skippable, zst(t, in[half:]), skippable), true},
+		{"gzip, second member cut", join(gz(t, in[:half]), gz(t, in[half:])[:200]), false},
+		{"gzip, second member gone", gz(t, in[:half]), false},
+		{"gzip, garbage behind", join(gz(t, in), []byte("garbage")), false},
+		{"gzip, wrong checksum", damaged, false},
+		{"zstd, second frame cut", join(zst(t, in[:half]), zst(t, in[half:])[:30]), false},
+		{"zstd, garbage behind", join(zst(t, in), []byte("garbage")), false},
+		{"only a magic number", []byte{0x1f, 0x8b}, false},
+		{"empty", nil, false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			r := repotest.New(t, fsverity.SHA256)
+			l, err := oci.ImportLayer(t.Context(), r, bytes.NewReader(tc.blob), digest.FromBytes(in))
+			if tc.ok {
+				if err != nil || len(l.Entries) != 2 {
+					t.Fatalf("got %v", err)
+				}
+				return
+			}
+			var f *oci.FormatError
+			var d *oci.DigestError
+			if !errors.As(err, &f) && !errors.As(err, &d) {
+				t.Errorf("got %v, want a *FormatError or *DigestError", err)
+			}
+		})
+	}
+}
+
+func TestDiffIDAlgorithms(t *testing.T) {
+	t.Parallel()
+	in := archive(raw{name: "a", typ: '0', body: strings.Repeat("x", 100)})
+	for _, a := range []digest.Algorithm{digest.SHA256, digest.SHA384, digest.SHA512} {
+		r := repotest.New(t, fsverity.SHA512)
+		if _, err := oci.ImportLayer(t.Context(), r, bytes.NewReader(in), a.FromBytes(in)); err != nil {
+			t.Errorf("%s: %v", a, err)
+		}
+		wrong := a.FromString("other")
+		_, err := oci.ImportLayer(t.Context(), r, bytes.NewReader(in), wrong)
+		var d *oci.DigestError
+		if !errors.As(err, &d) || d.Want != wrong || d.Got != a.FromBytes(in) {
+			t.Errorf("wrong %s: %v", a, err)
+		}
+	}
+	var f *oci.FormatError
+	if _, err := oci.ImportLayer(t.Context(), repotest.New(t, fsverity.SHA512), bytes.NewReader(in), "md5:00"); !errors.As(err, &f) {
+		t.Errorf("unknown algorithm: %v", err)
+	}
+}
+
+// TestSourceErrorIsKept: a connection that breaks is not taken for bad data.
+func TestSourceErrorIsKept(t *testing.T) {
+	t.Parallel()
+	in := archive(raw{name: "a", typ: '0', body: strings.Repeat("x", 300_000)})
+	broken := fmt.Errorf("cable: %w", io.ErrUnexpectedEOF)
+	for _, blob := range [][]byte{in, gz(t, in), zst(t, in)} {
+		for _, at := range []int{0, 1, 100, len(blob) - 1} {
+			r := repotest.New(t, fsverity.SHA256)
+			_, err := oci.ImportLayer(t.Context(), r, io.MultiReader(bytes.NewReader(blob[:at]), &failing{broken}), digest.FromBytes(in))
+			var f *oci.FormatError
+			if !errors.Is(err, broken) || errors.As(err, &f) {
+				t.Errorf("cut after %d of %d bytes: %v", at, len(blob), err)
+			}
+		}
+	}
+}
+
+type failing struct{ err error }
+
+func (f *failing) Read([]byte) (int, error) { return 0, f.err }
+
+func TestImportIsCancelled(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancel(t.Context())
+	r := repotest.New(t, fsverity.SHA256)
+	blob := readerFunc(func(p []byte) (int, error) {
+		cancel() // and then go on for ever
+		copy(p, archive(raw{name: "a", typ: '6'})[:512])
+		return min(512, len(p)), nil
+	})
+	if _, err := oci.ImportLayer(ctx, r, blob, digest.FromString("x")); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+}
+
+type readerFunc func(p []byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
+
+// TestFindLayer: only layers that were compared are used.
+func TestFindLayer(t *testing.T) {
+	t.Parallel()
+	good := archive(raw{name: "a", typ: '0', body: strings.Repeat("x", 100)})
+	evil := archive(raw{name: "a", typ: '0', body: strings.Repeat("!", 100)})
+	diffID := digest.FromBytes(good)
+	find := func(r *repo.Repository) (fsverity.Digest, bool) {
+		t.Helper()
+		id, ok, err := oci.FindLayer(t.Context(), r, diffID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return id, ok
+	}
+	// foreign imports a layer and publishes it as composefs-rs does, by a name that
+	// nobody has compared.
+	foreign := func(r *repo.Repository, b []byte) fsverity.Digest {
+		t.Helper()
+		l, err := oci.ImportLayer(t.Context(), r, bytes.NewReader(b), digest.FromBytes(b))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := r.PublishStream(t.Context(), oci.LayerStream(diffID), l.Stream); err != nil {
+			t.Fatal(err)
+		}
+		return l.Stream
+	}
+
+	r := repotest.New(t, fsverity.SHA256)
+	if _, ok := find(r); ok {
+		t.Error("found in an empty repository")
+	}
+	evilID := foreign(r, evil)
+	if id, ok := find(r); ok {
+		t.Errorf("a planted layer is used: %s", id)
+	}
+	goodID := foreign(r, good)
+	if verified, err := oci.IsVerified(r, diffID, goodID); verified || err != nil {
+		t.Errorf("verified before the comparison: %v", err)
+	}
+	if id, ok := find(r); !ok || id != goodID {
+		t.Errorf("a good layer of another tool is not used: %s, %v", id, ok)
+	}
+	if verified, err := oci.IsVerified(r, diffID, goodID); !verified || err != nil {
+		t.Errorf("the comparison was not recorded: %v", err)
+	}
+	if verified, err := oci.IsVerified(r, diffID, evilID); verified || err != nil {
+		t.Errorf("the record covers another stream: %v", err)
+	}
+	foreign(r, evil) // the name moves, the record does not
+	if id, ok := find(r); ok {
+		t.Errorf("a planted layer is used: %s", id)
+	}
+}
+
+// TestDamagedObjectOfForeignLayer: an object whose content is not what its name
+// says is found, although the file has the right size.
+func TestDamagedObjectOfForeignLayer(t *testing.T) {
+	t.Parallel()
+	in := archive(raw{name: "a", typ: '0', body: strings.Repeat("x", 100)})
+	r := repotest.New(t, fsverity.SHA256)
+	l, err := oci.ImportLayer(t.Context(), r, bytes.NewReader(in), digest.FromBytes(in))
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(r.Path(), "objects", l.Entries[0].Node.Digest.ObjectPath())
+	if err := os.WriteFile(path, bytes.Repeat([]byte{'y'}, 100), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	err = oci.VerifyLayer(t.Context(), r, l.DiffID, l.Stream)
+	var m *fsverity.MismatchError
+	if !errors.As(err, &m) {
+		t.Errorf("got %v, want a *fsverity.MismatchError", err)
+	}
+}
+
+func BenchmarkImportLayer(b *testing.B) {
+	var members []raw
+	for i := range 2000 {
+		members = append(members, raw{name: fmt.Sprintf("usr/lib/file%05d", i), typ: '0', body: strings.Repeat(fmt.Sprintf("%08d", i), 1+i%4000)})
+	}
+	in := archive(members...)
+	diffID := digest.FromBytes(in)
+	b.SetBytes(int64(len(in)))
+	b.ReportAllocs()
+	for b.Loop() {
+		r := repotest.New(b, fsverity.SHA512)
+		if _, err := oci.ImportLayer(b.Context(), r, bytes.NewReader(in), diffID); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -1,0 +1,86 @@
+package oci
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/cfsboot/cfsboot/fsverity"
+	"github.com/cfsboot/cfsboot/repo"
+)
+
+// A layer in the repository has the name of its diff_id, but composefs-rs gives
+// that name without looking, so anybody's image can plant bytes under the diff_id
+// of somebody else's layer. Layers are therefore used only if this program
+// compared them: cfsboot/verified/<diff_id> is a symbolic link whose target is
+// the splitstream that was compared. It says something about content, so it
+// stays true as long as objects are what their names say. cfsctl ignores extra
+// directories in the root of a repository.
+const verifiedDir = "cfsboot/verified"
+
+// IsVerified reports whether the splitstream of a layer was compared with its
+// diff_id by this program.
+func IsVerified(r *repo.Repository, diffID digest.Digest, stream fsverity.Digest) (bool, error) {
+	target, err := r.Dir().Readlink(verifiedDir + "/" + diffID.String())
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil && target == stream.String(), err
+}
+
+// markVerified records that a layer was compared. The layer must be published,
+// so that its data is durable before the record can be.
+func markVerified(ctx context.Context, r *repo.Repository, diffID digest.Digest, stream fsverity.Digest) (err error) {
+	if err := ctx.Err(); err != nil {
+		return context.Cause(ctx)
+	}
+	dir, err := r.Dir().MkdirAll(verifiedDir, 0o755)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, dir.Close()) }()
+	return dir.ReplaceSymlink(stream.String(), diffID.String(), r.Dir(), ".symlink-")
+}
+
+// PublishLayer gives an imported layer its name and remembers that it was
+// compared with its diff_id. Everything that was stored before is durable first.
+func PublishLayer(ctx context.Context, r *repo.Repository, l *Layer) error {
+	if err := r.PublishStream(ctx, LayerStream(l.DiffID), l.Stream); err != nil {
+		return fmt.Errorf("publish layer %s: %w", l.DiffID, err)
+	}
+	if err := markVerified(ctx, r, l.DiffID, l.Stream); err != nil {
+		return fmt.Errorf("publish layer %s: %w", l.DiffID, err)
+	}
+	return nil
+}
+
+// FindLayer looks for a layer in the repository. A layer that this program has
+// not compared with its diff_id yet is compared now. If there is none, or its
+// content is not what its name says, ok is false: it must be imported, which
+// replaces the name.
+func FindLayer(ctx context.Context, r *repo.Repository, diffID digest.Digest) (stream fsverity.Digest, ok bool, err error) {
+	stream, err = r.LookupStream(LayerStream(diffID))
+	if errors.Is(err, repo.ErrNotFound) {
+		return fsverity.Digest{}, false, nil
+	}
+	if err != nil {
+		return fsverity.Digest{}, false, err
+	}
+	ok, err = IsVerified(r, diffID, stream)
+	if ok || err != nil {
+		return stream, ok, err
+	}
+	if err := VerifyLayer(ctx, r, diffID, stream); err != nil {
+		if ctx.Err() != nil {
+			return fsverity.Digest{}, false, context.Cause(ctx)
+		}
+		return fsverity.Digest{}, false, nil //nolint:nilerr // whatever is wrong with it, a fresh import puts it right
+	}
+	if err := r.Sync(ctx); err != nil { // what was read may be in the cache only
+		return fsverity.Digest{}, false, err
+	}
+	return stream, true, markVerified(ctx, r, diffID, stream)
+}
