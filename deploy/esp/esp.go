@@ -162,6 +162,21 @@ func (e *ESP) NeedFor(digest string, files []Sum, cluster int64) int64 {
 	})
 }
 
+// NeedForFiles returns the bytes that have to be free for Ensure to place files
+// that are not there yet.
+func (e *ESP) NeedForFiles(files []Sum, cluster int64) int64 {
+	var missing []File
+	for _, f := range files {
+		if ok, err := e.dir.Exists(f.Name); err != nil || !ok {
+			missing = append(missing, File{f.Name, f.Size})
+		}
+	}
+	return Cost(missing, cluster, func(dir string) bool {
+		ok, err := e.dir.Exists(dir)
+		return err == nil && ok
+	})
+}
+
 // Check compares what the medium holds of a payload with its sums. The first
 // difference is a *VerifyError.
 func (e *ESP) Check(ctx context.Context, digest string, files []Sum) error {
@@ -463,6 +478,30 @@ func (e *ESP) RemoveEntry(name string) error {
 	}
 	if ok, err := dir.Exists(name); err != nil || ok {
 		return errors.Join(err, fmt.Errorf("remove boot entry %q: it is still there", name))
+	}
+	return nil
+}
+
+// payloadNames are the files of a payload in the order of the boot digest.
+var payloadNames = []string{"vmlinuz", "initrd"}
+
+// CheckDigest reads a whole payload back from the medium and compares it with
+// the boot digest that names it. A difference is a *VerifyError.
+func (e *ESP) CheckDigest(ctx context.Context, digest string) error {
+	h := sha256.New()
+	for _, name := range payloadNames {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if _, err := e.dir.ReadBack(Path(digest, name), h); err != nil {
+			if errors.Is(err, fs.ErrNotExist) {
+				return &VerifyError{Path(digest, name), missing, "a file of payload " + digest}
+			}
+			return fmt.Errorf("verify boot file: %w", err)
+		}
+	}
+	if got := hex.EncodeToString(h.Sum(nil)); got != digest {
+		return &VerifyError{path.Join(PayloadDir, digest), "SHA-256 " + got, "SHA-256 " + digest}
 	}
 	return nil
 }

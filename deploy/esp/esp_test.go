@@ -67,6 +67,9 @@ func TestPlace(t *testing.T) {
 	if err := e.Check(t.Context(), p.Digest, p.Sums()); err != nil {
 		t.Error(err)
 	}
+	if err := e.CheckDigest(t.Context(), p.Digest); err != nil {
+		t.Error(err)
+	}
 	list, err := e.Payloads()
 	if d := cmp.Diff([]string{p.Digest}, list); d != "" || err != nil {
 		t.Errorf("payloads %v: mismatch (-want +got):\n%s", err, d)
@@ -135,10 +138,16 @@ func TestPlaceKeepsWhatAnEntryUses(t *testing.T) {
 	if err := e.CheckSizes(p.Digest, p.Sums()); err != nil {
 		t.Errorf("sizes are right: %v", err)
 	}
+	if err := e.CheckDigest(t.Context(), p.Digest); !errors.As(err, &bad) || bad.Path != "cfsboot/"+p.Digest {
+		t.Errorf("got %v, want a VerifyError that names the payload", err)
+	}
 	if err := os.Remove(file); err != nil {
 		t.Fatal(err)
 	}
 	if err := e.CheckSizes(p.Digest, p.Sums()); !errors.As(err, &bad) || bad.Got != "missing" {
+		t.Errorf("got %v, want a VerifyError that says missing", err)
+	}
+	if err := e.CheckDigest(t.Context(), p.Digest); !errors.As(err, &bad) || bad.Got != "missing" {
 		t.Errorf("got %v, want a VerifyError that says missing", err)
 	}
 }

@@ -1,0 +1,236 @@
+package deploy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+
+	"github.com/cfsboot/cfsboot/deploy/record"
+	"github.com/cfsboot/cfsboot/repo"
+)
+
+// clean removes what no deployment of the journal needs: half-made and dropped
+// state, orphans, payloads that nobody names, refs of deployments that are gone.
+// Removing is not what the user asked for, so a failure is only logged: the next
+// run tries again.
+func (m *machine) clean(ctx context.Context) {
+	for _, step := range []func(context.Context) error{m.cleanStaged, m.cleanOrphans, m.cleanRetiring, m.cleanPayloads, m.cleanRefs} {
+		if err := step(ctx); err != nil {
+			m.Logger.Warn("clean up", "error", err)
+			return
+		}
+	}
+	m.journal.prune()
+}
+
+// cleanStaged removes staged state that is not of the staged deployment.
+func (m *machine) cleanStaged(context.Context) error {
+	list, err := m.top.ReadSubDir(stagedDir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	s := m.facts.State
+	for _, x := range list {
+		if s.Staged != nil && s.Staged.Deployment == x.Name || s.Transaction != nil && s.Transaction.Deployment == x.Name {
+			continue
+		}
+		if err := m.top.RemoveAll(stagedDir + "/" + x.Name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// cleanOrphans removes deployments that were prepared or begun and then given
+// up.
+func (m *machine) cleanOrphans(ctx context.Context) error {
+	for _, id := range slices.Clone(m.facts.State.Orphans) {
+		if err := m.forget(ctx, id); err != nil {
+			return err
+		}
+	}
+	return m.look()
+}
+
+// cleanRetiring finishes retirements that a killed run began.
+func (m *machine) cleanRetiring(ctx context.Context) error {
+	var ids []string
+	for _, e := range m.facts.State.Entries {
+		if e.Retiring && !slices.Contains(ids, e.Deployment) {
+			ids = append(ids, e.Deployment)
+		}
+	}
+	for _, id := range ids {
+		if err := m.finishRetire(ctx, id); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (m *machine) cleanPayloads(context.Context) error {
+	return m.removeStale("")
+}
+
+// removeStale removes the payloads that nobody needs but keep.
+func (m *machine) removeStale(keep string) error {
+	for _, digest := range stalePayloads(m.facts, keep) {
+		if err := m.esp.RemovePayload(digest); err != nil {
+			return err
+		}
+	}
+	return m.look()
+}
+
+// cleanRefs removes the refs of deployments that the journal does not know.
+func (m *machine) cleanRefs(ctx context.Context) error {
+	known := m.facts.State.Deployments()
+	var gone []string
+	for _, kind := range []repo.Kind{repo.Images, repo.Streams} {
+		for ref, err := range m.repo.Refs(kind, refPrefix) {
+			if err != nil {
+				return err
+			}
+			if id := idOfRef(ref.Name); id != "" && !slices.Contains(known, id) && !slices.Contains(gone, id) {
+				gone = append(gone, id)
+			}
+		}
+	}
+	for _, id := range gone {
+		if err := m.removeRefs(ctx, id); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// retire removes a deployment for good: its entries first, durably, then what
+// they need (lifecycle.md 6.7). The caller has made sure that it may go.
+func (m *machine) retire(ctx context.Context, id string) error {
+	m.say("removing deployment %s to make room", short(id))
+	if err := m.add(record.Event{Kind: record.EventRetire, Deployment: id}); err != nil {
+		return err
+	}
+	return m.finishRetire(ctx, id)
+}
+
+func (m *machine) finishRetire(ctx context.Context, id string) error {
+	for _, a := range m.facts.State.Entries {
+		if a.Deployment != id {
+			continue
+		}
+		if e := m.facts.EntryOf(a.Seq); e != nil {
+			if err := m.esp.RemoveEntry(e.File); err != nil {
+				return err
+			}
+		}
+	}
+	if err := m.forget(ctx, id); err != nil {
+		return err
+	}
+	if err := m.look(); err != nil {
+		return err
+	}
+	return m.removeStale("")
+}
+
+// forget removes state and refs of a deployment that no entry boots, and says so
+// in the journal.
+func (m *machine) forget(ctx context.Context, id string) error {
+	if id == m.facts.BootedID() {
+		return fmt.Errorf("remove deployment %s: it is running", short(id))
+	}
+	for _, name := range []string{stateOf(id), stagedOf(id)} {
+		if err := m.removeState(name); err != nil {
+			return err
+		}
+	}
+	if err := m.removeRefs(ctx, id); err != nil {
+		return err
+	}
+	return m.add(record.Event{Kind: record.EventRetired, Deployment: id})
+}
+
+// removeState removes the directory of a deployment: under another name first,
+// so that no half of it is ever taken for a deployment.
+func (m *machine) removeState(name string) error {
+	ok, err := m.top.Exists(name)
+	if err != nil || !ok {
+		return err
+	}
+	trash, err := m.top.MkdirAll(stateTop+"/trash", stateDirPerm)
+	if err != nil {
+		return err
+	}
+	defer trash.Close() //nolint:errcheck // what is in it goes anyway
+	if err := trash.RemoveAll("state"); err != nil {
+		return err
+	}
+	if err := m.top.Rename(name, trash, "state"); err != nil {
+		return err
+	}
+	if err := trash.SyncFS(); err != nil {
+		return err
+	}
+	return trash.RemoveAll("state")
+}
+
+// makeRoom makes need more bytes fit on the boot partition, next to the payload
+// keep: by removing what nobody needs, then old deployments. If it cannot, the
+// error wraps a *durable.SpaceError and no deployment was removed.
+func (m *machine) makeRoom(ctx context.Context, need int64, keepID, keepPayload string) error {
+	if err := m.removeStale(keepPayload); err != nil {
+		return err
+	}
+	space, err := m.esp.Space()
+	if err != nil {
+		return err
+	}
+	var candidates []candidate
+	for _, id := range retirable(m.facts, keepID) {
+		candidates = append(candidates, candidate{id, m.frees(id, space.Cluster)})
+	}
+	ids, err := planRoom(m.esp.Dir().Path(), need, space, candidates)
+	if err != nil {
+		return fmt.Errorf("plan the boot partition (%d payloads there take %d bytes): %w", len(m.facts.Payloads), m.payloadBytes(space.Cluster), err)
+	}
+	for _, id := range ids {
+		if err := m.retire(ctx, id); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// frees returns the bytes on the boot partition that only this deployment uses.
+func (m *machine) frees(id string, cluster int64) int64 {
+	var digest string
+	if a := m.facts.State.LatestOf(id); a != nil {
+		digest = a.BootDigest
+	}
+	for _, a := range m.facts.State.Entries {
+		if a.Deployment != id && a.BootDigest == digest {
+			return 0
+		}
+	}
+	if st := m.facts.State.Staged; st != nil && st.BootDigest == digest {
+		return 0
+	}
+	if t := m.facts.State.Transaction; t != nil && t.BootDigest == digest {
+		return 0
+	}
+	return m.esp.PayloadSize(digest, cluster)
+}
+
+func (m *machine) payloadBytes(cluster int64) int64 {
+	var sum int64
+	for _, digest := range m.facts.Payloads {
+		sum += m.esp.PayloadSize(digest, cluster)
+	}
+	return sum
+}

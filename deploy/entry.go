@@ -1,0 +1,92 @@
+package deploy
+
+import (
+	"errors"
+	"io/fs"
+	"log/slog"
+
+	"github.com/cfsboot/cfsboot/bootimage/bls"
+	"github.com/cfsboot/cfsboot/deploy/esp"
+	"github.com/cfsboot/cfsboot/deploy/record"
+	"github.com/cfsboot/cfsboot/fsverity"
+)
+
+// Names of the files of a payload.
+const (
+	payloadKernel = "vmlinuz"
+	payloadInitrd = "initrd"
+)
+
+// maxRenumber bounds how often another number is taken for an entry whose file
+// name is in use.
+const maxRenumber = 8
+
+// writeEntry makes the boot entry of deployment d: the commit point. seq is the
+// number that the journal reserved; if a file with it is there already, another
+// number is reserved. It returns the number that was used.
+func (m *machine) writeEntry(d record.Deployment, seq uint64, tries uint) (uint64, error) {
+	for n := 0; ; n++ {
+		name, data, err := entryFile(m.facts.State.Token, d, seq, tries)
+		if err != nil {
+			return 0, err
+		}
+		if m.facts.EntryOf(seq) != nil {
+			err = fs.ErrExist // under another counter
+		} else {
+			err = m.esp.WriteEntry(name, data)
+		}
+		if !errors.Is(err, fs.ErrExist) || n == maxRenumber {
+			return seq, err
+		}
+		m.Logger.Warn("the file name of a boot entry is in use", slog.String("name", name))
+		if err := m.add(record.Event{Kind: record.EventRenumber, Deployment: d.ID}); err != nil {
+			return 0, err
+		}
+		if st := m.facts.State.Staged; st != nil && st.Deployment == d.ID {
+			seq = st.Entry
+		} else {
+			seq = m.facts.State.Transaction.Entry
+		}
+	}
+}
+
+// entryFile gives name and content of the boot entry of a deployment.
+func entryFile(token string, d record.Deployment, seq uint64, tries uint) (string, []byte, error) {
+	e, err := record.NewEntry(record.EntrySpec{
+		Token:     token,
+		Seq:       seq,
+		Title:     d.Title,
+		OSVersion: d.OSVersion,
+		Linux:     "/" + esp.Path(d.BootDigest, payloadKernel),
+		Initrd:    "/" + esp.Path(d.BootDigest, payloadInitrd),
+		Options:   bls.ParseCmdline(d.Options),
+	})
+	if err != nil {
+		return "", nil, err
+	}
+	data, err := e.Format()
+	if err != nil {
+		return "", nil, err
+	}
+	name := record.EntryName{Token: token, Seq: seq, Counter: bls.Counter{Present: tries > 0, Left: tries}}
+	return name.String(), data, nil
+}
+
+// nextOptions is the kernel command line for another boot image: what the
+// running deployment's entry says now, local changes included, with the other
+// composefs parameter.
+func (m *machine) nextOptions(boot fsverity.Digest) string {
+	booted := m.facts.BootedID()
+	options := bls.ParseCmdline(m.facts.Deployments[booted].Options)
+	if a := m.facts.State.LatestOf(booted); a != nil {
+		if e := m.facts.EntryOf(a.Seq); e != nil && e.Err == nil && e.ImageID() == booted {
+			options = e.Entry.Options()
+		}
+	}
+	return options.SetComposefs(m.karg(boot)).String()
+}
+
+// karg is the composefs parameter of a boot image in this repository.
+func (m *machine) karg(boot fsverity.Digest) string {
+	return bls.KargImage{Digest: boot, Insecure: !m.repo.Secure(), Version: int(m.repo.Formats()[0])}.String()
+}

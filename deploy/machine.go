@@ -1,0 +1,282 @@
+package deploy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cfsboot/cfsboot/deploy/esp"
+	"github.com/cfsboot/cfsboot/deploy/install"
+	"github.com/cfsboot/cfsboot/deploy/record"
+	"github.com/cfsboot/cfsboot/internal/durable"
+	"github.com/cfsboot/cfsboot/internal/mnt"
+	"github.com/cfsboot/cfsboot/internal/progress"
+	"github.com/cfsboot/cfsboot/repo"
+)
+
+// repoDir is the repository below the top of the root file system.
+const repoDir = "composefs"
+
+// machine is a machine under the lock: everything open that a change needs.
+type machine struct {
+	Options
+	top     *durable.Dir
+	repo    *repo.Repository
+	esp     *esp.ESP
+	journal *journal
+	facts   Facts
+	close   []func() error // in reverse order
+}
+
+// Close releases everything, the lock last.
+func (m *machine) Close() error {
+	var errs []error
+	for _, c := range slices.Backward(m.close) {
+		errs = append(errs, c())
+	}
+	m.close = nil
+	return errors.Join(errs...)
+}
+
+func (m *machine) onClose(c func() error) { m.close = append(m.close, c) }
+
+// openMachine opens the running machine for a change: it takes the lock and
+// brings the journal up to date with the disk.
+func openMachine(ctx context.Context, o Options) (_ *machine, err error) {
+	m := &machine{Options: o.withDefaults()}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, m.Close())
+		}
+	}()
+	booted, err := ReadBooted(m.Root)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, refuse(CodeNotManaged, "this machine was not booted by cfsboot: it has no %s", record.BootedPath)
+	}
+	if err != nil {
+		return nil, err
+	}
+	m.facts.Booted = booted
+	if err := m.openTop(); err != nil {
+		return nil, err
+	}
+	if _, err := readJournal(m.top); errors.Is(err, record.ErrNoJournal) {
+		return nil, refuse(CodeNotManaged, "this machine was not installed by cfsboot: %s has no %s", m.top.Path(), record.JournalDir)
+	}
+	if err := m.start(ctx, repo.Options{RequireVerity: booted.Secure, LockWait: m.LockWait, Logger: m.Logger}); err != nil {
+		return nil, err
+	}
+	if err := m.openESP(); err != nil {
+		return nil, err
+	}
+	return m, m.recover()
+}
+
+// openTop opens the top of the physical root file system for writing. In the
+// running system it is mounted read-only at /sysroot.
+func (m *machine) openTop() error {
+	if m.Sysroot != nil {
+		m.top = m.Sysroot
+		return writable(m.top)
+	}
+	path := m.path("/sysroot")
+	dir, err := openWritable(path)
+	if err != nil {
+		return err
+	}
+	m.onClose(dir.Close)
+	m.top = dir
+	return writable(m.top)
+}
+
+// openWritable opens a private writable copy of the mount at path.
+func openWritable(path string) (*durable.Dir, error) {
+	f, err := mnt.PrivateWritable(path)
+	if errors.Is(err, unix.EROFS) {
+		return nil, &RefusedError{Code: CodeReadOnly, Detail: fmt.Sprintf("the file system at %s is read-only", path), Err: err}
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close() //nolint:errcheck // a directory
+	return dirOf(f, path)
+}
+
+// dirOf opens the directory that f is open on once more, for reading. path is
+// for messages.
+func dirOf(f *os.File, path string) (*durable.Dir, error) {
+	fd, err := unix.Openat(int(f.Fd()), ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0) //nolint:gosec // a descriptor fits
+	if err != nil {
+		return nil, &fs.PathError{Op: "open directory", Path: path, Err: err}
+	}
+	return durable.NewDir(fd, path), nil
+}
+
+func writable(dir *durable.Dir) error {
+	err := dir.Writable()
+	if errors.Is(err, unix.EROFS) {
+		return &RefusedError{Code: CodeReadOnly, Detail: fmt.Sprintf("%q cannot be written", dir.Path()), Err: err}
+	}
+	return err
+}
+
+// start takes the lock, and opens repository and journal.
+func (m *machine) start(ctx context.Context, o repo.Options) error {
+	lock, err := m.top.MkdirAll(stateTop, stateDirPerm)
+	if err != nil {
+		return err
+	}
+	m.onClose(lock.Close)
+	if err := repo.Lock(ctx, lock, true, m.LockWait); err != nil {
+		return err
+	}
+	if m.journal, err = openJournal(m.top, m.Options); err != nil {
+		return err
+	}
+	m.onClose(func() error { m.journal.close(); return nil })
+	dir, err := m.top.Sub(repoDir)
+	if err != nil {
+		return fmt.Errorf("open repository: %w", err)
+	}
+	m.onClose(dir.Close)
+	if m.repo, err = repo.Open(ctx, dir, o); err != nil {
+		return err
+	}
+	m.onClose(m.repo.Close)
+	return m.repo.Writable()
+}
+
+// openESP finds the boot partition of the running system and opens it, by way of
+// a private mount unless it is mounted already.
+func (m *machine) openESP() error {
+	if m.ESP != nil {
+		m.esp = esp.New(m.ESP)
+		return writable(m.ESP)
+	}
+	dev, err := esp.Find(m.Root, m.Vars, m.facts.Booted.Sysroot.Dev)
+	if errors.Is(err, esp.ErrNoESP) {
+		for _, name := range install.ESPDirs {
+			if path := m.path(name); install.IsESP(path) {
+				m.Logger.Debug("boot partition", "path", path, "why", "mounted", "search", err)
+				return m.useESP(openWritable(path))
+			}
+		}
+		return &RefusedError{Code: CodeNoESP, Err: err}
+	}
+	if err != nil {
+		return err
+	}
+	m.Logger.Debug("boot partition", "path", dev.Path, "why", dev.Why)
+	if path, ok := mountOf(m.path("/proc/self/mountinfo"), dev.Dev); ok {
+		return m.useESP(openWritable(m.path(path)))
+	}
+	mount, err := mnt.FAT(dev.Path)
+	if err != nil {
+		return err
+	}
+	defer mount.Close() //nolint:errcheck // the directory keeps it
+	return m.useESP(dirOf(mount.File(), dev.Path))
+}
+
+func (m *machine) useESP(dir *durable.Dir, err error) error {
+	if err != nil {
+		return err
+	}
+	m.onClose(dir.Close)
+	m.esp = esp.New(dir)
+	return writable(dir)
+}
+
+// mountOf returns where the whole file system of the device is mounted.
+func mountOf(table, dev string) (string, bool) {
+	text, err := os.ReadFile(table)
+	if err != nil {
+		return "", false
+	}
+	list, err := mnt.ParseTable(text)
+	if err != nil {
+		return "", false
+	}
+	for _, x := range list {
+		if x.Root == "/" && strconv.FormatUint(uint64(x.Major), 10)+":"+strconv.FormatUint(uint64(x.Minor), 10) == dev {
+			return x.Point, true
+		}
+	}
+	return "", false
+}
+
+// look reads the facts again after something was changed.
+func (m *machine) look() error {
+	m.facts.State = m.journal.State()
+	deployments, problems := readDeployments(m.top)
+	for _, err := range problems {
+		m.Logger.Warn("a deployment cannot be read", "error", err)
+	}
+	m.facts.Deployments = deployments
+	if m.esp == nil {
+		return nil
+	}
+	var err error
+	if m.facts.Entries, err = m.esp.Entries(); err != nil {
+		return err
+	}
+	m.facts.Payloads, err = m.esp.Payloads()
+	return err
+}
+
+// add records an event and follows the state.
+func (m *machine) add(e record.Event) error {
+	if err := m.journal.add(e); err != nil {
+		return err
+	}
+	m.facts.State = m.journal.State()
+	return nil
+}
+
+// recover brings the journal up to date with what a killed run, the loader and
+// systemd-bless-boot did.
+func (m *machine) recover() error {
+	if err := m.look(); err != nil {
+		return err
+	}
+	for {
+		r, ok := nextRepair(m.facts)
+		if !ok {
+			return nil
+		}
+		m.Logger.Info("repair", "event", r.Event.Kind, "deployment", r.Event.Deployment, "entry", r.Event.Entry, "remove", r.RemoveEntry)
+		if r.RemoveEntry != "" {
+			if err := m.esp.RemoveEntry(r.RemoveEntry); err != nil {
+				return err
+			}
+		}
+		if err := m.add(r.Event); err != nil {
+			return err
+		}
+		if err := m.look(); err != nil {
+			return err
+		}
+	}
+}
+
+// say tells the user what happens.
+func (m *machine) say(format string, args ...any) {
+	progress.Report(m.Progress, progress.Message{Text: fmt.Sprintf(format, args...)})
+}
+
+// stateOf returns where the state of a deployment lies.
+func stateOf(id string) string { return record.StateDir + "/" + id }
+
+// stagedOf returns where the state of a deployment lies before it is armed.
+func stagedOf(id string) string { return stagedDir + "/" + id }
+
+// isTemp tells the names of half-made directories.
+func isTemp(name string) bool { return strings.HasPrefix(filepath.Base(name), ".") }

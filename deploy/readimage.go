@@ -1,0 +1,24 @@
+package deploy
+
+import (
+	"context"
+	"errors"
+
+	"github.com/cfsboot/cfsboot/erofs"
+	"github.com/cfsboot/cfsboot/erofs/tree"
+	"github.com/cfsboot/cfsboot/fsverity"
+)
+
+// readImage decodes an image of the repository, by digest and measured.
+func (m *machine) readImage(ctx context.Context, d fsverity.Digest) (_ *tree.Node, err error) {
+	f, err := m.repo.OpenImage(ctx, d)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	st, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	return erofs.Decode(f, st.Size())
+}

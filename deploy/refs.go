@@ -1,0 +1,67 @@
+package deploy
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"strings"
+
+	"github.com/cfsboot/cfsboot/fsverity"
+	"github.com/cfsboot/cfsboot/repo"
+)
+
+// refPrefix begins the names of the refs by which deployments hold what they
+// need in the repository, below images/refs and streams/refs.
+const refPrefix = "cfsboot/"
+
+// Names below refPrefix + id.
+const (
+	refBoot     = "/boot"  // the boot image
+	refPlain    = "/plain" // the plain image
+	refManifest = ""       // the stream of the OCI manifest
+)
+
+// holdings are what a deployment needs in the repository.
+type holdings struct {
+	Boot, Plain fsverity.Digest
+	Manifest    string // name of the stream
+}
+
+// hold makes the refs of a deployment, durably.
+func (m *machine) hold(ctx context.Context, id string, h holdings) error {
+	for _, r := range []struct {
+		kind         repo.Kind
+		name, target string
+	}{
+		{repo.Images, refBoot, h.Boot.Hex()},
+		{repo.Images, refPlain, h.Plain.Hex()},
+		{repo.Streams, refManifest, h.Manifest},
+	} {
+		if err := m.repo.SetRef(ctx, r.kind, refPrefix+id+r.name, r.target); err != nil {
+			return err
+		}
+	}
+	return m.repo.Sync(ctx)
+}
+
+// removeRefs gives the repository's content of a deployment up.
+func (m *machine) removeRefs(ctx context.Context, id string) error {
+	for _, r := range []struct {
+		kind repo.Kind
+		name string
+	}{{repo.Streams, refManifest}, {repo.Images, refPlain}, {repo.Images, refBoot}} {
+		if err := m.repo.RemoveRef(ctx, r.kind, refPrefix+id+r.name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return m.repo.Sync(ctx)
+}
+
+// idOfRef returns the deployment that a ref belongs to, "" for other refs.
+func idOfRef(name string) string {
+	id, _, _ := strings.Cut(strings.TrimPrefix(name, refPrefix), "/")
+	if !isID(id) {
+		return ""
+	}
+	return id
+}

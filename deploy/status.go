@@ -1,0 +1,432 @@
+package deploy
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/cfsboot/cfsboot/deploy/esp"
+	"github.com/cfsboot/cfsboot/deploy/record"
+)
+
+// Status is the status document: the fields of bootc's Host document, version
+// 1, and cfsboot's own under one key. Schema: docs/schema/status-1.schema.json;
+// what bootc has and cfsboot does not is null or false. Source: lifecycle.md 1.6.
+type Status struct {
+	APIVersion string         `json:"apiVersion"` // "org.containers.bootc/v1"
+	Kind       string         `json:"kind"`       // "BootcHost"
+	Metadata   StatusMetadata `json:"metadata"`
+	Spec       HostSpec       `json:"spec"`
+	Status     HostStatus     `json:"status"`
+	Cfsboot    OwnStatus      `json:"cfsboot"`
+}
+
+// StatusMetadata names the document.
+type StatusMetadata struct {
+	Name string `json:"name"` // "host"
+}
+
+// HostSpec is what the machine should be.
+type HostSpec struct {
+	Image     *ImageReference `json:"image"`     // of the staged deployment, else of the booted one
+	BootOrder string          `json:"bootOrder"` // "default" or "rollback"
+}
+
+// ImageReference is an image as bootc writes it.
+type ImageReference struct {
+	Image     string `json:"image"`
+	Transport string `json:"transport"`
+}
+
+// HostStatus is what the machine is.
+type HostStatus struct {
+	Staged           *BootEntry  `json:"staged"`
+	Booted           *BootEntry  `json:"booted"`
+	Rollback         *BootEntry  `json:"rollback"`
+	OtherDeployments []BootEntry `json:"otherDeployments,omitempty"`
+	RollbackQueued   bool        `json:"rollbackQueued"` // the next boot goes to rollback
+	Type             *string     `json:"type"`           // always null, as on bootc's composefs backend
+	ReadOnly         bool        `json:"readOnly"`       // the root cannot be written
+}
+
+// BootEntry is one deployment.
+type BootEntry struct {
+	Image             *ImageStatus    `json:"image"`
+	CachedUpdate      *ImageStatus    `json:"cachedUpdate"` // always null
+	Incompatible      bool            `json:"incompatible"`
+	Pinned            bool            `json:"pinned"`
+	SoftRebootCapable bool            `json:"softRebootCapable"`
+	DownloadOnly      bool            `json:"downloadOnly"`
+	Store             *string         `json:"store"`  // always null
+	Ostree            *struct{}       `json:"ostree"` // always null
+	Composefs         ComposefsStatus `json:"composefs"`
+}
+
+// ImageStatus is where a deployment comes from.
+type ImageStatus struct {
+	Image        ImageReference `json:"image"`
+	Version      *string        `json:"version"`
+	Timestamp    *string        `json:"timestamp"`   // RFC 3339
+	ImageDigest  string         `json:"imageDigest"` // of the platform manifest
+	Architecture string         `json:"architecture"`
+}
+
+// ComposefsStatus is what a deployment boots.
+type ComposefsStatus struct {
+	Verity               string  `json:"verity"`     // id of the deployment
+	BootType             string  `json:"bootType"`   // "Bls" or "Uki"
+	Bootloader           string  `json:"bootloader"` // "grub", "grub-cc", "systemd" or "none"
+	BootDigest           *string `json:"bootDigest"`
+	MissingVerityAllowed bool    `json:"missingVerityAllowed"`
+}
+
+// StatusInput is what was found on a machine.
+type StatusInput struct {
+	Facts
+	Journal     bool        // there is a journal
+	EntriesRead bool        // Facts.Entries is what the boot partition has
+	Root        *RootStatus // nil: not a composefs root
+	Loader      string      // LoaderInfo, "" if unknown
+	Now         time.Time
+	Problems    []Problem // met while reading
+}
+
+// NewStatus makes the document. It is pure.
+func NewStatus(in StatusInput) Status {
+	b := newStatusBuilder(in)
+	s := Status{
+		APIVersion: "org.containers.bootc/v1",
+		Kind:       "BootcHost",
+		Metadata:   StatusMetadata{Name: "host"},
+		Spec:       HostSpec{BootOrder: "default"},
+		Cfsboot:    b.own(),
+	}
+	s.Status.ReadOnly = in.Booted != nil && in.Booted.Root == "ro"
+	s.Status.Booted = b.entry(b.booted)
+	s.Status.Staged = b.entry(b.staged)
+	s.Status.Rollback = b.entry(b.rollback)
+	for _, id := range b.others {
+		s.Status.OtherDeployments = append(s.Status.OtherDeployments, *b.entry(id))
+	}
+	for _, e := range []*BootEntry{s.Status.Staged, s.Status.Booted} {
+		if e != nil && e.Image != nil && s.Spec.Image == nil {
+			s.Spec.Image = &e.Image.Image
+		}
+	}
+	if b.rollback != "" && b.next == b.rollback {
+		s.Status.RollbackQueued = true
+		s.Spec.BootOrder = "rollback"
+	}
+	return s
+}
+
+// statusBuilder knows the role of each deployment.
+type statusBuilder struct {
+	in       StatusInput
+	booted   string // ids; "": none
+	staged   string
+	rollback string
+	next     string   // what the loader starts next
+	others   []string // deployments with an entry, in the order of the menu
+	problems []Problem
+}
+
+func newStatusBuilder(in StatusInput) *statusBuilder {
+	b := &statusBuilder{in: in, problems: slices.Clone(in.Problems)}
+	b.in.State = b.current()
+	b.booted = in.BootedID()
+	if st := b.in.State.Staged; st != nil {
+		b.staged = st.Deployment
+	}
+	menu := b.menu()
+	b.next = b.defaultID(menu)
+	if r := b.in.State.Rollback(b.booted); r != nil {
+		b.rollback = r.Deployment
+	}
+	// After a rollback was asked for, that is what `rollback` means.
+	if n := b.in.State.Newest(); n != nil && n.Deployment == b.next && b.next != b.booted && n.Blessed {
+		b.rollback = b.next
+	}
+	for _, id := range menu {
+		if id != b.booted && id != b.staged && id != b.rollback && !slices.Contains(b.others, id) {
+			b.others = append(b.others, id)
+		}
+	}
+	b.findProblems()
+	return b
+}
+
+// current is the journal's state with what the loader did since.
+func (b *statusBuilder) current() record.State {
+	f := b.in.Facts
+	if !b.in.Journal || !b.in.EntriesRead {
+		return f.State
+	}
+	unfinished := f.State.Transaction // perhaps of a program that runs right now
+	f.State.Transaction = nil
+	for {
+		r, ok := nextRepair(f)
+		if !ok || r.RemoveEntry != "" {
+			break
+		}
+		next, err := f.State.Apply(r.Event, b.in.Now)
+		if err != nil {
+			break // the next command that changes the machine will report it
+		}
+		f.State = next
+	}
+	f.State.Transaction = unfinished
+	return f.State
+}
+
+// menu lists the deployments with a boot entry, in the order of the loader's
+// menu, or of the journal if that cannot be read.
+func (b *statusBuilder) menu() []string {
+	var out []string
+	add := func(id string) {
+		if id != "" && !slices.Contains(out, id) {
+			out = append(out, id)
+		}
+	}
+	if b.in.EntriesRead {
+		for _, e := range b.in.Entries {
+			if a := b.armed(e); a != nil {
+				add(a.Deployment)
+			}
+		}
+		return out
+	}
+	for _, a := range slices.Backward(b.in.State.Entries) {
+		if !a.Failed {
+			add(a.Deployment)
+		}
+	}
+	for _, a := range slices.Backward(b.in.State.Entries) {
+		add(a.Deployment)
+	}
+	return out
+}
+
+// armed finds what the journal says about a file on the boot partition.
+func (b *statusBuilder) armed(e esp.Entry) *record.ArmedEntry {
+	if !e.Ours || e.Name.Token != b.in.State.Token {
+		return nil
+	}
+	return b.in.State.Entry(e.Name.Seq)
+}
+
+func (b *statusBuilder) defaultID(menu []string) string {
+	if b.in.EntriesRead {
+		f := b.in.Facts
+		f.State = b.in.State
+		return f.DefaultID()
+	}
+	if len(menu) > 0 {
+		return menu[0]
+	}
+	return ""
+}
+
+// entry is one deployment in bootc's words, nil for no deployment.
+func (b *statusBuilder) entry(id string) *BootEntry {
+	if id == "" {
+		return nil
+	}
+	e := &BootEntry{Composefs: ComposefsStatus{Verity: id, BootType: "Bls", Bootloader: loaderName(b.in.Loader)}}
+	d, ok := b.in.Deployments[id]
+	if !ok {
+		if id == b.booted {
+			e.Composefs.MissingVerityAllowed = !b.in.Booted.Secure
+		}
+		return e
+	}
+	if d.BootType == "uki" {
+		e.Composefs.BootType = "Uki"
+	}
+	e.Composefs.BootDigest, e.Composefs.MissingVerityAllowed = &d.BootDigest, d.Insecure
+	ref, err := record.ParseImageReference(d.Reference)
+	if err != nil {
+		return e
+	}
+	e.Image = &ImageStatus{
+		Image:        ImageReference{Image: ref.Image, Transport: ref.Transport},
+		Version:      optional(versionOf(d)),
+		Timestamp:    timestamp(d.ImageCreated),
+		ImageDigest:  d.ManifestDigest,
+		Architecture: d.Architecture,
+	}
+	return e
+}
+
+// versionOf is the image's version, else that of its operating system.
+func versionOf(d record.Deployment) string { return cmp.Or(d.ImageVersion, d.OSVersion) }
+
+func optional(s string) *string {
+	if s == "" {
+		return nil
+	}
+	return &s
+}
+
+// timestamp leaves out what is not RFC 3339: readers of the document rely on it.
+func timestamp(s string) *string {
+	if _, err := time.Parse(time.RFC3339, s); err != nil {
+		return nil
+	}
+	return &s
+}
+
+// loaderName gives bootc's name of the boot loader in LoaderInfo.
+func loaderName(info string) string {
+	info = strings.ToLower(info)
+	switch {
+	case strings.Contains(info, "systemd-boot"):
+		return "systemd"
+	case strings.Contains(info, "grub cc"):
+		return "grub-cc"
+	case strings.Contains(info, "grub"):
+		return "grub"
+	}
+	return "none"
+}
+
+// Problem is something that a person may want to look at. Problems do not make
+// status fail.
+type Problem struct {
+	Code    string `json:"code"`    // one of the Problem constants
+	Message string `json:"message"` // one line
+	Hint    string `json:"hint"`    // a command or what to do, "" if there is nothing
+}
+
+// Codes of problems; they are stable.
+const (
+	ProblemBooted      = "booted-record"      // booted.json is there but cannot be read
+	ProblemSysroot     = "sysroot"            // the physical root file system cannot be read
+	ProblemJournal     = "journal"            // no usable journal on a machine of cfsboot
+	ProblemTornRecord  = "journal-damaged"    // newer journal records are incomplete
+	ProblemDeployment  = "deployment-record"  // a deployment.json cannot be read
+	ProblemESP         = "boot-partition"     // boot entries cannot be read
+	ProblemEntry       = "boot-entry"         // one of our entries cannot be read or is missing
+	ProblemUnknown     = "boot-entry-unknown" // an entry of ours that the journal does not know
+	ProblemForeign     = "foreign-default"    // an entry of somebody else is what boots next
+	ProblemFallback    = "fallback"           // the loader fell back to an older deployment
+	ProblemFinalize    = "finalize"           // the staged deployment could not be made the default
+	ProblemUnfinished  = "unfinished"         // a command did not finish, or runs right now
+	ProblemRootSource  = "root-source"        // the mounted root is not the one in booted.json
+	ProblemNoVerity    = "no-verity"          // fs-verity is not enforced
+	ProblemNoRollback  = "no-rollback"        // there is nothing to go back to
+	ProblemNotRecorded = "not-recorded"       // the running deployment is not in the journal
+)
+
+func (b *statusBuilder) problem(code, hint, format string, args ...any) {
+	text := strings.Join(strings.Fields(fmt.Sprintf(format, args...)), " ")
+	b.problems = append(b.problems, Problem{Code: code, Message: text, Hint: hint})
+}
+
+// findProblems adds what only the whole shows.
+func (b *statusBuilder) findProblems() {
+	in, s := b.in, b.in.State
+	if in.Booted == nil && !in.Journal {
+		return // not a machine of cfsboot
+	}
+	b.rootProblems()
+	if in.Journal && b.booted != "" && !slices.Contains(s.Deployments(), b.booted) {
+		b.problem(ProblemNotRecorded, "", "the running deployment %s is not in the journal", short(b.booted))
+	}
+	if st := s.Staged; st != nil && st.Failure != "" {
+		b.problem(ProblemFinalize, "cfsboot finalize", "the staged deployment %s could not be made the default: %s", short(st.Deployment), st.Failure)
+	}
+	if t := s.Transaction; t != nil {
+		b.problem(ProblemUnfinished, "cfsboot "+string(t.Op), "%s, begun at %s, is not finished; it runs now or was interrupted", t.Op, t.Started.Format(time.RFC3339))
+	}
+	for _, a := range s.Entries {
+		if newer := a.Deployment != b.booted && b.booted != "" && a.Failed && s.LatestOf(a.Deployment).Seq == a.Seq && a.Seq > latestSeq(s, b.booted); newer {
+			reason := "unknown"
+			if f := s.FailureOf(a.Deployment); f != nil {
+				reason = f.Reason
+			}
+			b.problem(ProblemFallback, "cfsboot upgrade", "deployment %s did not boot (%s); the machine fell back to %s", short(a.Deployment), reason, short(b.booted))
+		}
+	}
+	if in.Journal && b.booted != "" && b.rollback == "" && len(s.Entries) > 1 && s.LatestOf(b.booted) != nil {
+		b.problem(ProblemNoRollback, "", "no other deployment has booted and was found healthy")
+	}
+	if in.EntriesRead {
+		b.entryProblems()
+	}
+}
+
+func latestSeq(s record.State, id string) uint64 {
+	if a := s.LatestOf(id); a != nil {
+		return a.Seq
+	}
+	return 0
+}
+
+// rootProblems compares the record of the initramfs with what is mounted.
+func (b *statusBuilder) rootProblems() {
+	booted, root := b.in.Booted, b.in.Root
+	if booted == nil {
+		return
+	}
+	if !booted.Secure {
+		b.problem(ProblemNoVerity, "", "the running root was mounted without fs-verity: its kernel parameter allows that")
+	}
+	switch {
+	case root == nil:
+		b.problem(ProblemRootSource, "", "the root file system is not composefs, although the initramfs recorded %s", short(booted.Digest))
+	case root.Digest != booted.Digest:
+		b.problem(ProblemRootSource, "", "the root file system is %s, but the initramfs recorded %s", root.Source, short(booted.Digest))
+	case booted.Secure && root.Verity != "require":
+		b.problem(ProblemNoVerity, "", "the running root does not require fs-verity (verity=%s), although the initramfs recorded that it does", cmp.Or(root.Verity, "not set"))
+	}
+}
+
+// entryProblems compares the journal with the boot partition.
+func (b *statusBuilder) entryProblems() {
+	for _, a := range b.in.State.Entries {
+		if a.Retiring {
+			continue
+		}
+		switch e := b.in.EntryOf(a.Seq); {
+		case e == nil:
+			b.problem(ProblemEntry, "", "boot entry %d of deployment %s is missing on the boot partition", a.Seq, short(a.Deployment))
+		case e.Err != nil:
+			b.problem(ProblemEntry, "", "boot entry %q cannot be read: %v", e.File, e.Err)
+		case !isEntryOf(e, a.Deployment, a.BootDigest):
+			b.problem(ProblemEntry, "", "boot entry %q does not start deployment %s", e.File, short(a.Deployment))
+		}
+	}
+	for _, e := range b.in.Entries {
+		if e.Ours && e.Name.Token == b.in.State.Token && b.armed(e) == nil {
+			b.problem(ProblemUnknown, "", "boot entry %q is not in the journal", e.File)
+		}
+	}
+	for _, e := range b.in.Entries {
+		if e.Err != nil {
+			continue
+		}
+		if !e.Ours || e.Name.Token != b.in.State.Token {
+			b.problem(ProblemForeign, "", "boot entry %q, which is not of this installation, stands first in the menu", e.File)
+		}
+		return
+	}
+}
+
+// sortedIDs lists deployments in a stable order.
+func sortedIDs(m map[string]record.Deployment) []string { return slices.Sorted(maps.Keys(m)) }
+
+// firstLine cuts an error with several lines, as errors.Join makes them.
+func firstLine(err error) string {
+	if err == nil {
+		return ""
+	}
+	text, _, _ := strings.Cut(err.Error(), "\n")
+	return text
+}
+
+var errNotComposefs = errors.New("the root file system is not composefs")

@@ -1,0 +1,202 @@
+package deploy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cfsboot/cfsboot/deploy/esp"
+	"github.com/cfsboot/cfsboot/deploy/install"
+	"github.com/cfsboot/cfsboot/deploy/record"
+	"github.com/cfsboot/cfsboot/internal/durable"
+	"github.com/cfsboot/cfsboot/internal/efivar"
+	"github.com/cfsboot/cfsboot/internal/mnt"
+)
+
+// ReadStatus finds out what the machine is. It needs no privileges, takes no
+// lock, writes nothing and does not fail: what it cannot read is in the
+// document's list of problems. Of Options it uses Root, Sysroot, ESP, Vars and
+// Clock.
+func ReadStatus(_ context.Context, o Options) Status {
+	r := statusReader{Options: o.withDefaults()}
+	r.in.Now = r.Clock.Now()
+	r.readBooted()
+	r.readRoot()
+	r.readTop()
+	r.readLoader()
+	if r.in.Booted != nil || r.in.Journal {
+		r.readEntries()
+	}
+	return NewStatus(r.in)
+}
+
+type statusReader struct {
+	Options
+	in StatusInput
+}
+
+func (r *statusReader) problem(code, hint string, err error) {
+	r.in.Problems = append(r.in.Problems, Problem{Code: code, Message: firstLine(err), Hint: hint})
+}
+
+func (r *statusReader) readBooted() {
+	booted, err := ReadBooted(r.Root)
+	switch {
+	case err == nil:
+		r.in.Booted = booted
+	case !errors.Is(err, fs.ErrNotExist):
+		r.problem(ProblemBooted, "", err)
+	}
+}
+
+// readRoot looks at the mount table, which is what the kernel knows.
+func (r *statusReader) readRoot() {
+	text, err := os.ReadFile(r.path("/proc/self/mountinfo"))
+	if err != nil {
+		r.problem(ProblemRootSource, "", err)
+		return
+	}
+	table, err := mnt.ParseTable(text)
+	if err != nil {
+		r.problem(ProblemRootSource, "", err)
+		return
+	}
+	root, err := rootOf(table)
+	switch {
+	case err == nil:
+		r.in.Root = root
+	case !errors.Is(err, errNotComposefs):
+		r.problem(ProblemRootSource, "", err)
+	}
+}
+
+// rootOf finds the composefs root in a mount table. The last mount of / is the
+// one that is seen.
+func rootOf(table []mnt.Info) (*RootStatus, error) {
+	for _, m := range slices.Backward(table) {
+		if m.Point != "/" {
+			continue
+		}
+		digest, ok := strings.CutPrefix(m.Source, "composefs:")
+		if !ok {
+			digest, ok = strings.CutPrefix(m.Source, "transient:composefs=")
+		}
+		if !ok || m.Type != "overlay" {
+			return nil, errNotComposefs
+		}
+		s := &RootStatus{Source: m.Source, Digest: digest}
+		for option := range strings.SplitSeq(m.SuperOptions, ",") {
+			if value, ok := strings.CutPrefix(option, "verity="); ok {
+				s.Verity = value
+			}
+		}
+		return s, nil
+	}
+	return nil, errNotComposefs
+}
+
+// readTop reads journal and deployments.
+func (r *statusReader) readTop() {
+	top := r.Sysroot
+	if top == nil {
+		var err error
+		top, err = durable.OpenDir(r.path("/sysroot"))
+		if errors.Is(err, fs.ErrNotExist) && r.in.Booted == nil {
+			return
+		}
+		if err != nil {
+			r.problem(ProblemSysroot, "", err)
+			return
+		}
+		defer top.Close() //nolint:errcheck // nothing was written
+	}
+	j, err := readJournal(top)
+	switch {
+	case err == nil:
+		r.in.Journal, r.in.State = true, j.State()
+		for _, err := range j.Damaged() {
+			r.problem(ProblemTornRecord, "", err)
+		}
+	case errors.Is(err, record.ErrNoJournal) && r.in.Booted == nil:
+		return
+	default:
+		r.problem(ProblemJournal, hintRoot(err), err)
+	}
+	deployments, problems := readDeployments(top)
+	r.in.Deployments = deployments
+	for _, err := range problems {
+		r.problem(ProblemDeployment, hintRoot(err), err)
+	}
+}
+
+func (r *statusReader) readLoader() {
+	info, err := r.Vars.Loader(efivar.LoaderInfo)
+	if err == nil {
+		r.in.Loader = info
+	}
+}
+
+// readEntries lists the boot partition.
+func (r *statusReader) readEntries() {
+	dir := r.ESP
+	if dir == nil {
+		var err error
+		if dir, err = r.openESP(); err != nil {
+			r.problem(ProblemESP, hintRoot(err), err)
+			return
+		}
+		defer dir.Close() //nolint:errcheck // nothing was written
+	}
+	entries, err := esp.New(dir).Entries()
+	if err != nil {
+		r.problem(ProblemESP, hintRoot(err), err)
+		return
+	}
+	r.in.Entries, r.in.EntriesRead = entries, true
+}
+
+// openESP opens the boot partition for reading where it is mounted, else mounts
+// it privately, which takes root.
+func (r *statusReader) openESP() (*durable.Dir, error) {
+	rootDev := ""
+	if r.in.Booted != nil {
+		rootDev = r.in.Booted.Sysroot.Dev
+	}
+	dev, err := esp.Find(r.Root, r.Vars, rootDev)
+	if err != nil {
+		for _, name := range install.ESPDirs {
+			if path := r.path(name); install.IsESP(path) {
+				return durable.OpenDir(path)
+			}
+		}
+		return nil, err
+	}
+	if path, ok := mountOf(r.path("/proc/self/mountinfo"), dev.Dev); ok {
+		return durable.OpenDir(r.path(path))
+	}
+	// The file system has to be shared with a program that writes to it at this
+	// moment, so only the mount is read-only, not the file system.
+	mount, err := mnt.FAT(dev.Path)
+	if err != nil {
+		return nil, err
+	}
+	defer mount.Close() //nolint:errcheck // the directory keeps it
+	if err := mount.SetAttr(mnt.ReadOnly, 0); err != nil {
+		return nil, err
+	}
+	return dirOf(mount.File(), dev.Path)
+}
+
+// hintRoot tells a person without privileges that they are what is missing.
+func hintRoot(err error) string {
+	if errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM) {
+		return fmt.Sprintf("run as root to see more than user %d may", os.Geteuid())
+	}
+	return ""
+}
