@@ -64,7 +64,7 @@ func entryFile(token string, d record.Deployment, seq uint64, tries uint) (strin
 	if err != nil {
 		return "", nil, err
 	}
-	data, err := e.Format()
+	data, err := esp.LinuxLast(e).Format()
 	if err != nil {
 		return "", nil, err
 	}

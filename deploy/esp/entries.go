@@ -119,3 +119,21 @@ func menuItem(e Entry) (bls.MenuItem, bool) {
 	}
 	return bls.MenuItemOf(e.File, e.Entry)
 }
+
+// LinuxLast moves the key that says what to start to the end of an entry. A file
+// system with clusters of 512 bytes stores an entry in more than one, and even
+// in one a power cut may lose the later sectors: then the loader finds nothing
+// to start and ignores the file, instead of starting a kernel with half of a
+// command line.
+func LinuxLast(e bls.Entry) bls.Entry {
+	var head, tail []bls.Field
+	for _, f := range e.Fields {
+		switch f.Key {
+		case "linux", "uki", "efi":
+			tail = append(tail, f)
+		default:
+			head = append(head, f)
+		}
+	}
+	return bls.Entry{Fields: append(head, tail...)}
+}

@@ -411,17 +411,17 @@ func (e *ESP) RemovePayload(digest string) error {
 	return e.dir.SyncFS()
 }
 
+// MaxEntry bounds an entry file, in bytes: one cluster of the usual size.
+const MaxEntry = 4096
+
 // WriteEntry makes the entry file name with this content: the commit point. The
-// name must never have been used; one that exists is fs.ErrExist. The content
-// has to fit in a cluster, so that it is there whole or not at all. On success
-// it is durable and was read back from the medium.
+// name must never have been used; one that exists is fs.ErrExist. On success it
+// is durable and was read back from the medium. A power cut meanwhile may leave
+// less of it, so what makes the loader show the entry has to stand at its end
+// (LinuxLast).
 func (e *ESP) WriteEntry(name string, content []byte) error {
-	space, err := e.Space()
-	if err != nil {
-		return err
-	}
-	if int64(len(content)) > space.Cluster {
-		return fmt.Errorf("write boot entry %q: %d bytes, want at most one cluster of %d bytes", name, len(content), space.Cluster)
+	if len(content) > MaxEntry {
+		return fmt.Errorf("write boot entry %q: %d bytes, want at most %d", name, len(content), MaxEntry)
 	}
 	dir, err := e.dir.MkdirAll(EntryDir, dirPerm)
 	if err != nil {

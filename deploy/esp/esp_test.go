@@ -163,11 +163,7 @@ func TestWriteEntry(t *testing.T) {
 	if err := e.CheckEntry("a.conf", []byte("linux /x\n")); err != nil {
 		t.Error(err)
 	}
-	space, err := e.Space()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := e.WriteEntry("b.conf", bytes.Repeat([]byte("#"), int(space.Cluster)+1)); err == nil {
+	if err := e.WriteEntry("b.conf", bytes.Repeat([]byte("#"), esp.MaxEntry+1)); err == nil {
 		t.Error("an entry larger than a cluster is accepted")
 	}
 	var bad *esp.VerifyError
@@ -250,6 +246,31 @@ func TestEntries(t *testing.T) {
 	}
 	if list[5].Err == nil || list[6].Err == nil || list[3].Ours {
 		t.Errorf("broken, torn and foreign entries: %v, %v, %v", list[5].Err, list[6].Err, list[3].Ours)
+	}
+}
+
+// TestTornEntryStartsNothing: any beginning of an entry is ignored by the loader.
+func TestTornEntryStartsNothing(t *testing.T) {
+	x, err := bls.ParseEntry([]byte(entryText(t, "aa", 1)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, err := esp.LinuxLast(x).Format()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if whole, err := bls.ParseEntry(data); err != nil || len(whole.Fields) != len(x.Fields) {
+		t.Fatalf("got %q, %v", data, err)
+	}
+	last := bytes.LastIndex(data, []byte("linux "))
+	for n := range last + len("linux ") {
+		torn, err := bls.ParseEntry(data[:n])
+		if err != nil {
+			continue
+		}
+		if _, _, err := torn.Kind(); err == nil {
+			t.Fatalf("the first %d bytes start something: %q", n, data[:n])
+		}
 	}
 }
 
