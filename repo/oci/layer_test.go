@@ -159,30 +159,70 @@ func (o *oneByte) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// TestWorkedExample is repository.md 3.9: names and contents of every stream.
+// TestWorkedExample is repository.md 3.9: names, tables and chunks of every
+// stream of a small image.
 func TestWorkedExample(t *testing.T) {
 	t.Parallel()
 	const mtime = "14524770400\x00"
-	const mode755, mode777 = "0000755\x00", "0000777\x00"
-	in := archive(
-		raw{name: "usr/", typ: '5', mode: mode755, mtime: mtime}, raw{name: "usr/a", typ: '0', mtime: mtime, body: "hello\n"},
-		raw{name: "usr/b", typ: '0', mode: mode755, mtime: mtime, body: strings.Repeat("x", 100)},
-		raw{name: "usr/c", typ: '1', mtime: mtime, link: "usr/b"}, raw{name: "usr/d", typ: '2', mode: mode777, mtime: mtime, link: "b"})
-	const diffID = "sha256:3a55b67ca209018d178db9ce0fa0a63acd4d83e8df951d2010e725475fe98967"
-	if got := digest.FromBytes(in); got != diffID || len(in) != 4608 {
-		t.Skipf("the example's header bytes are not reproduced here: %d bytes, %s", len(in), got)
+	m := func(r raw, mode string) raw {
+		r.mode, r.mtime, r.bare = mode+"\x00", mtime, true
+		return r
 	}
+	in := archive(
+		m(raw{name: "usr/", typ: '5'}, "0000755"), m(raw{name: "usr/a", typ: '0', body: "hello\n"}, "0000644"),
+		m(raw{name: "usr/b", typ: '0', body: strings.Repeat("x", 100)}, "0000755"),
+		m(raw{name: "usr/c", typ: '1', link: "usr/b"}, "0000644"), m(raw{name: "usr/d", typ: '2', link: "b"}, "0000777"))
+	const (
+		diffID   = "sha256:3a55b67ca209018d178db9ce0fa0a63acd4d83e8df951d2010e725475fe98967"
+		config   = "sha256:5be2f1fa52d38ce2dc1ab3a2330919f06771e49a747181f8155a9b8128f428b5"
+		manifest = "sha256:4c2188419dbea86a9e6b722c9c0a24112355018f32e95bbf2bdd81cdaf936bdf"
+		object   = "dac5f3c6c05fd30c02ab06d9447b03e0a0e7cbf3353d05b86a67eee17fb1c818"
+	)
 	r := repotest.New(t, fsverity.SHA256)
 	l, err := oci.ImportLayer(t.Context(), r, bytes.NewReader(in), diffID)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := r.OpenStreamByID(t.Context(), l.Stream, splitstream.Layer)
+	img := &oci.Image{
+		ManifestDigest: manifest, ConfigDigest: config, Layers: []oci.LayerRef{{DiffID: l.DiffID, Stream: l.Stream}},
+		ConfigJSON: []byte(`{"architecture":"amd64","os":"linux","config":{},"rootfs":{"type":"layers","diff_ids":["` + diffID + `"]},"history":[]}`),
+		ManifestJSON: []byte(`{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"` + config +
+			`","size":176},"layers":[{"mediaType":"application/vnd.oci.image.layer.v1.tar","digest":"` + diffID + `","size":4608}]}`),
+	}
+	if err := errors.Join(oci.VerifyBytes("config", img.ConfigJSON, config), oci.VerifyBytes("manifest", img.ManifestJSON, manifest)); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(oci.PublishLayer(t.Context(), r, l), oci.StoreImage(t.Context(), r, img), oci.Tag(t.Context(), r, manifest, "demo:1")); err != nil {
+		t.Fatal(err)
+	}
+	if target, err := os.Readlink(filepath.Join(r.Path(), "streams/refs/oci/demo:1")); err != nil || target != "../../oci-manifest-"+manifest {
+		t.Errorf("tag points at %q, %v", target, err)
+	}
+	for name, want := range map[string]string{
+		"oci-layer-" + diffID:      "-2048 " + object + " -2460",
+		"oci-config-" + config:     "c6868ed5d47239ef83d03fbbfaea503aaa94acabd9351f9b49f8ab30acbef7b4 " + diffID + "=layer",
+		"oci-manifest-" + manifest: "1fbd9ab8da9d83416cb5d221f28b22ed36040dfb8f25c9ca2cc306158a2875fd config:" + config + "=config " + diffID + "=layer",
+	} {
+		if got := describeStream(t, r, name, map[fsverity.Digest]string{l.Stream: "layer", img.ConfigStream: "config"}); got != want {
+			t.Errorf("%s: got %s, want %s", name, got, want)
+		}
+	}
+	repotest.Check(t, r)
+}
+
+// describeStream lists the chunks and named references of a stream.
+func describeStream(t *testing.T, r *repo.Repository, name string, names map[fsverity.Digest]string) string {
+	t.Helper()
+	id, err := r.LookupStream(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := r.OpenAnyStreamByID(t.Context(), id)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	var chunks []string
+	var out []string
 	for {
 		c, err := s.Next()
 		if err == io.EOF {
@@ -192,15 +232,15 @@ func TestWorkedExample(t *testing.T) {
 			t.Fatal(err)
 		}
 		if c.Object.IsZero() {
-			chunks = append(chunks, fmt.Sprint(-c.Size))
+			out = append(out, fmt.Sprint(-c.Size))
 		} else {
-			chunks = append(chunks, c.Object.Hex())
+			out = append(out, c.Object.Hex())
 		}
 	}
-	want := "-2048 dac5f3c6c05fd30c02ab06d9447b03e0a0e7cbf3353d05b86a67eee17fb1c818 -2460"
-	if got := strings.Join(chunks, " "); got != want {
-		t.Errorf("chunks %s, want %s", got, want)
+	for _, n := range s.NamedRefs() {
+		out = append(out, n.Name+"="+names[n.Digest])
 	}
+	return strings.Join(out, " ")
 }
 
 func compressed(t *testing.T, w io.WriteCloser, out *bytes.Buffer, b []byte) []byte {

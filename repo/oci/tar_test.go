@@ -22,6 +22,7 @@ type raw struct {
 	magic              string // default ustar
 	body               string
 	dev                [2]string
+	bare               bool // no device fields, checksum of 7 digits
 }
 
 func (r raw) bytes() []byte {
@@ -42,7 +43,7 @@ func (r raw) bytes() []byte {
 	b[156] = r.typ
 	set(157, 100, r.link, "")
 	set(257, 8, r.magic, "ustar\x0000")
-	if r.magic != v7 {
+	if r.magic != v7 && !r.bare {
 		set(329, 8, r.dev[0], "0000000\x00")
 		set(337, 8, r.dev[1], "0000000\x00")
 		set(345, 155, r.prefix, "")
@@ -52,6 +53,9 @@ func (r raw) bytes() []byte {
 		sum += int(c)
 	}
 	copy(b[148:156], fmt.Sprintf("%06o\x00 ", sum))
+	if r.bare {
+		copy(b[148:156], fmt.Sprintf("%07o\x00", sum))
+	}
 	return append(append(b, r.body...), make([]byte, -len(r.body)&511)...)
 }
 
