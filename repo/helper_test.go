@@ -141,3 +141,5 @@ func check(t testing.TB, r *repo.Repository) *repo.Report {
 	}
 	return rep
 }
+
+func sum(data []byte) fsverity.Digest { return fsverity.Sum(fsverity.SHA512, data) }

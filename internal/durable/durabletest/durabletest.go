@@ -58,17 +58,32 @@ type FS struct {
 }
 
 // New returns an empty directory with the semantics of a journaled file system.
-func New(t testing.TB) *FS { return open(t, t.TempDir(), false) }
+func New(t testing.TB) *FS { return open(t, tempDir(t), false) }
 
 // NewFAT returns an empty directory with the semantics of vfat: no symbolic
 // links, hard links, devices or unnamed files.
-func NewFAT(t testing.TB) *FS { return open(t, t.TempDir(), true) }
+func NewFAT(t testing.TB) *FS { return open(t, tempDir(t), true) }
 
 // Over returns a view of an existing directory; what it holds counts as synced.
 func Over(t testing.TB, path string) *FS { return open(t, path, false) }
 
 // OverFAT is Over with the semantics of vfat.
 func OverFAT(t testing.TB, path string) *FS { return open(t, path, true) }
+
+// tempDir makes a directory in memory if it can: syncs cost nothing there.
+func tempDir(t testing.TB) string {
+	t.Helper()
+	path, err := os.MkdirTemp("/dev/shm", "durabletest-")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(path); err != nil {
+			t.Errorf("durabletest: %v", err)
+		}
+	})
+	return path
+}
 
 func open(t testing.TB, path string, fat bool) *FS {
 	t.Helper()
@@ -217,10 +232,7 @@ func (f *FS) powerLoss(v view) *FS {
 	f.t.Helper()
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	path, err := os.MkdirTemp(f.t.TempDir(), "after-power-loss-")
-	if err != nil {
-		f.t.Fatal(err)
-	}
+	path := tempDir(f.t)
 	if err := f.model.materialise(path, f.path, v); err != nil {
 		f.t.Fatalf("lay out the directory after a power cut: %v", err)
 	}
