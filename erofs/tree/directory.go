@@ -143,10 +143,9 @@ func (n *Node) Lookup(name string) *Node { return n.directory().lookup(name) }
 // encoder reports. n must be a directory. The name is not checked here: Builder,
 // the dumpfile reader and the encoder do.
 func (n *Node) Set(name string, child *Node) {
-	if child.entered {
-		child.multiple = true
+	if child.entered < 2 {
+		child.entered++
 	}
-	child.entered = true
 	n.directory().set(name, child)
 }
 

@@ -112,10 +112,9 @@ type Node struct {
 	dir      *directory      // of a Directory
 	Rdev     uint32
 	Kind     Kind
-	NoVerity bool // the image names the object, but does not pin its digest
-	Sparse   bool // Size zeros, no object
-	entered  bool // was put into a directory once
-	multiple bool // was put into a directory more than once
+	NoVerity bool  // the image names the object, but does not pin its digest
+	Sparse   bool  // Size zeros, no object
+	entered  uint8 // how often it was put into a directory: 0, 1, or 2 for more
 }
 
 // NewDir returns an empty directory.
@@ -149,7 +148,7 @@ func (n *Node) IsExternal() bool { return n.Kind == Regular && !n.Digest.IsZero(
 // MaybeLinked reports whether n was entered more than once. False means that it
 // has at most one name; true that it may have several, which only a walk of the
 // tree can tell, since entries may have been removed again.
-func (n *Node) MaybeLinked() bool { return n.multiple }
+func (n *Node) MaybeLinked() bool { return n.entered > 1 }
 
 // Find walks path down from n, a directory. Components are separated by "/";
 // empty ones and "." are skipped, ".." is looked up like a name and never found.

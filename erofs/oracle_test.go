@@ -1,0 +1,137 @@
+package erofs_test
+
+import (
+	"bytes"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/cfsboot/cfsboot/erofs"
+	"github.com/cfsboot/cfsboot/erofs/tree"
+	"github.com/cfsboot/cfsboot/fsverity"
+	"github.com/cfsboot/cfsboot/internal/testutil/randtree"
+	"github.com/cfsboot/cfsboot/internal/testutil/vectors"
+)
+
+// oracle returns the path of a program that tests compare with. Without it the
+// test is skipped, unless CFSBOOT_REQUIRE_ORACLES=1.
+func oracle(t *testing.T, name string, more ...string) string {
+	t.Helper()
+	for _, path := range append([]string{name}, more...) {
+		if found, err := exec.LookPath(path); err == nil {
+			return found
+		}
+	}
+	if os.Getenv("CFSBOOT_REQUIRE_ORACLES") == "1" {
+		t.Fatalf("%s is not installed", name)
+	}
+	t.Skipf("%s is not installed", name)
+	return ""
+}
+
+func mkcomposefs(t *testing.T) string {
+	t.Helper()
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		t.Skip(err)
+	}
+	return oracle(t, "mkcomposefs", filepath.Join(cache, "cfsboot/mkcomposefs/bin/mkcomposefs"))
+}
+
+// randomDumps writes n random trees as dumpfiles into dir and returns our image
+// IDs of them, by number.
+func randomDumps(t *testing.T, dir string, n int, seed uint64, alg fsverity.Algorithm, change func(*tree.Node)) []string {
+	t.Helper()
+	ids := make([]string, n)
+	for i := range ids {
+		root := randtree.New(rand.New(rand.NewPCG(seed, uint64(i))), randtree.Options{Algorithm: alg})
+		change(root)
+		if err := os.WriteFile(dumpName(dir, i), []byte(dumpOf(t, root)), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		h := fsverity.NewHasher(alg)
+		if err := erofs.Encode(h, root, erofs.V1); err != nil {
+			t.Fatal(err)
+		}
+		ids[i] = h.Sum().Hex()
+	}
+	return ids
+}
+
+func dumpName(dir string, i int) string { return filepath.Join(dir, fmt.Sprintf("%d.dump", i)) }
+
+// TestReferenceEncoder compares random trees with the reference encoder.
+func TestReferenceEncoder(t *testing.T) {
+	python := oracle(t, "python3")
+	script := vectors.File(t, "refenc.py")
+	const driver = `
+import sys
+sys.path.insert(0, sys.argv[1])
+import refenc
+for name in sys.argv[3:]:
+    print(refenc.fsverity(refenc.encode(open(name, "rb").read(), 1, sys.argv[2]), sys.argv[2]))
+`
+	for _, alg := range []fsverity.Algorithm{fsverity.SHA256, fsverity.SHA512} {
+		t.Run(alg.Name(), func(t *testing.T) {
+			dir := t.TempDir()
+			ids := randomDumps(t, dir, 80, 100+uint64(alg), alg, func(*tree.Node) {})
+			args := []string{"-B", "-c", driver, filepath.Dir(script), alg.Name()}
+			for i := range ids {
+				args = append(args, dumpName(dir, i))
+			}
+			out, err := exec.CommandContext(t.Context(), python, args...).CombinedOutput()
+			if err != nil {
+				t.Fatalf("%v\n%s", err, out)
+			}
+			got := strings.Fields(string(out))
+			if len(got) != len(ids) {
+				t.Fatalf("%d digests for %d dumps", len(got), len(ids))
+			}
+			for i, want := range got {
+				if ids[i] != want {
+					t.Errorf("tree %d: got %s, the reference encoder says %s", i, ids[i], want)
+				}
+			}
+		})
+	}
+}
+
+// TestMkcomposefs compares random trees with C mkcomposefs. Directories with
+// whiteouts have no attributes like the marks that they get: mkcomposefs fails to
+// replace long values ("Numerical result out of range").
+func TestMkcomposefs(t *testing.T) {
+	program := mkcomposefs(t)
+	dir := t.TempDir()
+	for i, id := range randomDumps(t, dir, 60, 7, fsverity.SHA256, dropMarks) {
+		cmd := exec.CommandContext(t.Context(), program, "--min-version=1", "--max-version=1", "--print-digest-only", "--from-file", dumpName(dir, i))
+		var stderr bytes.Buffer
+		cmd.Stderr = &stderr
+		out, err := cmd.Output()
+		if err != nil {
+			t.Fatalf("tree %d: %v: %s", i, err, &stderr)
+		}
+		if got := strings.TrimSpace(string(out)); got != id {
+			t.Errorf("tree %d: got %s, mkcomposefs says %s", i, id, got)
+		}
+	}
+}
+
+// TestFsckErofs: the images are file systems to the tool of the EROFS project.
+func TestFsckErofs(t *testing.T) {
+	program := oracle(t, "fsck.erofs")
+	dir := t.TempDir()
+	for _, v := range vectors.Load(t).Images {
+		image, _, _ := imageID(t, readDump(t, vectors.Read(t, v.Dump)))
+		path := filepath.Join(dir, v.Dump+".img")
+		if err := os.WriteFile(path, image, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if out, err := exec.CommandContext(t.Context(), program, path).CombinedOutput(); err != nil {
+			t.Errorf("%s: %v\n%s", v.Dump, err, out)
+		}
+	}
+}
