@@ -299,7 +299,7 @@ func loaderName(info string) string {
 type Problem struct {
 	Code    string `json:"code"`    // one of the Problem constants
 	Message string `json:"message"` // one line
-	Hint    string `json:"hint"`    // a command or what to do, "" if there is nothing
+	Hint    string `json:"hint"`    // what to do, "" if nothing is known
 }
 
 // Codes of problems; they are stable.
@@ -338,10 +338,10 @@ func (b *statusBuilder) findProblems() {
 		b.problem(ProblemNotRecorded, "", "the running deployment %s is not in the journal", short(b.booted))
 	}
 	if st := s.Staged; st != nil && st.Failure != "" {
-		b.problem(ProblemFinalize, "cfsboot finalize", "the staged deployment %s could not be made the default: %s", short(st.Deployment), st.Failure)
+		b.problem(ProblemFinalize, "try `cfsboot finalize`", "the staged deployment %s could not be made the default: %s", short(st.Deployment), st.Failure)
 	}
 	if t := s.Transaction; t != nil {
-		b.problem(ProblemUnfinished, "cfsboot "+string(t.Op), "%s, begun at %s, is not finished; it runs now or was interrupted", t.Op, t.Started.Format(time.RFC3339))
+		b.problem(ProblemUnfinished, "`cfsboot "+string(t.Op)+"` can be repeated", "%s, begun at %s, is not finished: it runs now or was interrupted", t.Op, t.Started.Format(time.RFC3339))
 	}
 	for _, a := range s.Entries {
 		if newer := a.Deployment != b.booted && b.booted != "" && a.Failed && s.LatestOf(a.Deployment).Seq == a.Seq && a.Seq > latestSeq(s, b.booted); newer {
@@ -349,7 +349,7 @@ func (b *statusBuilder) findProblems() {
 			if f := s.FailureOf(a.Deployment); f != nil {
 				reason = f.Reason
 			}
-			b.problem(ProblemFallback, "cfsboot upgrade", "deployment %s did not boot (%s); the machine fell back to %s", short(a.Deployment), reason, short(b.booted))
+			b.problem(ProblemFallback, "`cfsboot upgrade` takes a newer image, this one is not tried again", "deployment %s did not boot (%s); the machine fell back to %s", short(a.Deployment), reason, short(b.booted))
 		}
 	}
 	if in.Journal && b.booted != "" && b.rollback == "" && len(s.Entries) > 1 && s.LatestOf(b.booted) != nil {
@@ -380,7 +380,7 @@ func (b *statusBuilder) rootProblems() {
 	case root == nil:
 		b.problem(ProblemRootSource, "", "the root file system is not composefs, although the initramfs recorded %s", short(booted.Digest))
 	case root.Digest != booted.Digest:
-		b.problem(ProblemRootSource, "", "the root file system is %s, but the initramfs recorded %s", root.Source, short(booted.Digest))
+		b.problem(ProblemRootSource, "", "the root file system is composefs image %s, but the initramfs recorded %s", short(root.Digest), short(booted.Digest))
 	case booted.Secure && root.Verity != "require":
 		b.problem(ProblemNoVerity, "", "the running root does not require fs-verity (verity=%s), although the initramfs recorded that it does", cmp.Or(root.Verity, "not set"))
 	}

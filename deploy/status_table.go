@@ -17,7 +17,7 @@ func (s Status) Table() StatusTable {
 	var t StatusTable
 	own := s.Cfsboot
 	line := func(name, format string, args ...any) {
-		t.Lines = append(t.Lines, fmt.Sprintf("%-11s", name+":")+fmt.Sprintf(format, args...))
+		t.Lines = append(t.Lines, fmt.Sprintf("%-13s", name+":")+fmt.Sprintf(format, args...))
 	}
 	switch {
 	case !own.Managed && own.Root != nil:
@@ -28,7 +28,8 @@ func (s Status) Table() StatusTable {
 	default:
 		line("Root", "%s", rootText(own))
 		if own.Booted != nil {
-			line("Boot", "%s, kernel %s", own.Booted.Karg, own.Booted.Kernel)
+			line("Selected by", "%s", strings.ReplaceAll(own.Booted.Karg, own.Booted.ID, short(own.Booted.ID)))
+			line("Kernel", "%s", own.Booted.Kernel)
 		}
 		line("Next boot", "%s", nextText(s))
 	}
@@ -47,7 +48,7 @@ func (s Status) Table() StatusTable {
 	for _, p := range own.Problems {
 		text := p.Code + ": " + p.Message
 		if p.Hint != "" {
-			text += " (" + p.Hint + ")"
+			text += "; " + p.Hint
 		}
 		t.Problems = append(t.Problems, text)
 	}
