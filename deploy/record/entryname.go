@@ -112,8 +112,9 @@ type EntrySpec struct {
 
 // NewEntry composes a Type 1 entry. All entries of one installation share a
 // sort-key and start their version with the sequence number, so that the
-// newest one is the default whatever the OS versions are. Errors are
-// *FormatError.
+// newest one is the default whatever the OS versions are. The key linux stands
+// last, so that the loader ignores every shorter beginning of the file. Errors
+// are *FormatError.
 func NewEntry(s EntrySpec) (bls.Entry, error) {
 	fail := func(field, format string, args ...any) (bls.Entry, error) {
 		return bls.Entry{}, &FormatError{"boot entry", field, fmt.Sprintf(format, args...)}
@@ -132,10 +133,10 @@ func NewEntry(s EntrySpec) (bls.Entry, error) {
 		{Key: "title", Value: cleanTitle(s.Title)},
 		{Key: "version", Value: EntryVersion(s.Seq, s.OSVersion)},
 		{Key: "sort-key", Value: SortKey(s.Token)},
-		{Key: "linux", Value: s.Linux},
-		{Key: "initrd", Value: s.Initrd},
 	}}
 	e.SetOptions(s.Options)
+	e.Set("initrd", s.Initrd)
+	e.Set("linux", s.Linux) // last: without it the loader ignores a torn file
 	if _, err := e.Format(); err != nil {
 		return fail("", "%v", err)
 	}

@@ -312,12 +312,22 @@ func TestNewEntry(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := "title Debian GNU/Linux 13\nversion 0000000042.13__trixie_\nsort-key cfsboot-0123abcd\n" +
-		"linux /cfsboot/x/vmlinuz\ninitrd /cfsboot/x/initrd\noptions root=UUID=1 rw\n"
+		"options root=UUID=1 rw\ninitrd /cfsboot/x/initrd\nlinux /cfsboot/x/vmlinuz\n"
 	if diff := cmp.Diff(want, string(got)); diff != "" {
 		t.Errorf("mismatch (-want +got):\n%s", diff)
 	}
 	if _, _, err := e.Kind(); err != nil {
 		t.Error(err)
+	}
+	// A file that was cut before the path of the kernel starts nothing.
+	for n := range len(got) - len("/cfsboot/x/vmlinuz\n") {
+		torn, err := bls.ParseEntry(got[:n])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if key, path, err := torn.Kind(); err == nil {
+			t.Errorf("cut to %d bytes it starts %s %s", n, key, path)
+		}
 	}
 	good := record.EntrySpec{Token: "x", Seq: 1, Linux: "/a", Initrd: "/b"}
 	for field, change := range map[string]func(s *record.EntrySpec){
