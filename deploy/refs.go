@@ -54,6 +54,10 @@ func (m *machine) removeRefs(ctx context.Context, id string) error {
 			return err
 		}
 	}
+	// The directory of the image refs would stay for ever.
+	if err := m.repo.Dir().Remove("images/refs/" + refPrefix + id); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		m.Logger.Debug("remove the empty directory of refs", "error", err)
+	}
 	return m.repo.Sync(ctx)
 }
 

@@ -139,7 +139,7 @@ func (m *machine) scanEtc(ctx context.Context) (*etcmerge.Live, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer dir.Close() //nolint:errcheck // read only
+	m.onClose(dir.Close) // the result reads from it later
 	return etcmerge.Scan(ctx, dir, m.repo.Algorithm())
 }
 

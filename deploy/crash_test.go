@@ -1,0 +1,251 @@
+package deploy_test
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cfsboot/cfsboot/deploy"
+)
+
+// crashCase is one command on one machine. Each mutating call of it fails once,
+// and is the last one of a killed process twice; after each a power cut leaves
+// some mixture of what was not synced.
+type crashCase struct {
+	name string
+	// prepare brings an empty machine to where the command starts.
+	prepare func(t *testing.T, w *world)
+	run     func(w *world) error
+	// done looks at a machine on which the command has reported success.
+	done func(t *testing.T, w *world)
+	// check looks at the machine after the power cut, runs the command again and
+	// wants it to end as if nothing had happened.
+	check func(t *testing.T, w *world)
+}
+
+// settled takes "nothing to do" for success.
+func settled(_ *deploy.Change, err error) error {
+	if errors.Is(err, deploy.ErrNothingToDo) {
+		return nil
+	}
+	return err
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func crashCases(t *testing.T) []crashCase {
+	r1, r2 := release(t, "1"), release(t, "2")
+	install := func(t *testing.T, w *world) {
+		t.Helper()
+		_, err := w.install(r1)
+		must(t, err)
+		w.boot()
+		w.edit("hostname", "mine\n")
+	}
+	staged := func(t *testing.T, w *world) {
+		t.Helper()
+		install(t, w)
+		_, err := w.upgrade(r2)
+		must(t, err)
+	}
+	second := func(t *testing.T, w *world) {
+		t.Helper()
+		staged(t, w)
+		_, err := w.finalize()
+		must(t, err)
+		w.boot()
+		w.bless()
+	}
+	const one, two = "welcome to 1\n", "welcome to 2\n"
+	// running tells by its /etc what the machine boots into.
+	running := func(t *testing.T, w *world) string {
+		t.Helper()
+		id := w.boot()
+		if got := w.etc(id, "hostname"); got != "mine\n" {
+			t.Fatalf("hostname of the booted deployment: %q", got)
+		}
+		return w.etc(id, "motd")
+	}
+	boots := func(want string) func(*testing.T, *world) {
+		return func(t *testing.T, w *world) {
+			t.Helper()
+			if got := running(t, w.copy()); got != want {
+				t.Fatalf("success was reported, and it boots %q", got)
+			}
+		}
+	}
+	isStaged := func(t *testing.T, w *world) {
+		t.Helper()
+		if w.state().Staged == nil {
+			t.Fatal("success was reported, and nothing is staged")
+		}
+	}
+	return []crashCase{
+		{
+			"install", func(*testing.T, *world) {},
+			func(w *world) error { return settled(w.install(r1)) },
+			func(t *testing.T, w *world) { w.copy().boot() },
+			func(t *testing.T, w *world) {
+				_, err := w.install(r1)
+				var refused *deploy.RefusedError
+				if errors.As(err, &refused) && refused.Code == deploy.CodeInstalled {
+					err = nil
+				}
+				must(t, err)
+				w.boot()
+				must(t, settled(w.upgrade(r1)))
+				checkQuiet(t, w)
+			},
+		},
+		{
+			"upgrade", install,
+			func(w *world) error { return settled(w.upgrade(r2)) },
+			isStaged,
+			func(t *testing.T, w *world) {
+				if got := running(t, w); got != one {
+					t.Fatalf("booted %q before finalize", got)
+				}
+				must(t, settled(w.upgrade(r2)))
+				checkQuiet(t, w)
+				must(t, settled(w.finalize()))
+				if got := running(t, w); got != two {
+					t.Fatalf("booted %q in the end", got)
+				}
+			},
+		},
+		{
+			"finalize", staged,
+			func(w *world) error { return settled(w.finalize()) },
+			boots(two),
+			func(t *testing.T, w *world) {
+				if running(t, w) == one {
+					must(t, settled(w.finalize()))
+					if got := running(t, w); got != two {
+						t.Fatalf("booted %q in the end", got)
+					}
+				}
+				must(t, settled(w.upgrade(r2)))
+				checkQuiet(t, w)
+			},
+		},
+		{
+			"finalize with a new merge", func(t *testing.T, w *world) {
+				staged(t, w)
+				w.edit("conf.d/app.conf", "level=2\n")
+			},
+			func(w *world) error { return settled(w.finalize()) },
+			boots(two),
+			func(t *testing.T, w *world) {
+				if running(t, w) == one {
+					must(t, settled(w.finalize()))
+					running(t, w)
+				}
+				if got := w.etc(w.booted(), "conf.d/app.conf"); got != "level=2\n" {
+					t.Fatalf("the last change is lost: %q", got)
+				}
+				must(t, settled(w.upgrade(r2)))
+				checkQuiet(t, w)
+			},
+		},
+		{
+			"rollback", second,
+			func(w *world) error { return settled(w.rollback("")) },
+			boots(one),
+			func(t *testing.T, w *world) {
+				if running(t, w) == two {
+					w.bless()
+					must(t, settled(w.rollback("")))
+					if got := running(t, w); got != one {
+						t.Fatalf("booted %q in the end", got)
+					}
+				}
+				must(t, settled(w.upgrade(r2)))
+				checkQuiet(t, w)
+			},
+		},
+		{
+			"upgrade to what is there", func(t *testing.T, w *world) {
+				second(t, w)
+				_, err := w.rollback("")
+				must(t, err)
+				w.boot()
+				_, err = w.upgrade(r2)
+				must(t, err)
+			},
+			func(w *world) error { return settled(w.finalize()) },
+			boots(two),
+			func(t *testing.T, w *world) {
+				if running(t, w) == one {
+					must(t, settled(w.finalize()))
+					if got := running(t, w); got != two {
+						t.Fatalf("booted %q in the end", got)
+					}
+				}
+				must(t, settled(w.upgrade(r2)))
+				checkQuiet(t, w)
+			},
+		},
+	}
+}
+
+// TestSurvivesEveryFault takes every stride-th call, or every one if
+// CFSBOOT_CRASH_ALL=1.
+func TestSurvivesEveryFault(t *testing.T) {
+	for _, tc := range crashCases(t) {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			base := newWorld(t)
+			tc.prepare(t, base)
+			calls := countCalls(t, tc, base)
+			stride := max(1, calls/25)
+			if os.Getenv("CFSBOOT_CRASH_ALL") == "1" {
+				stride = 1
+			}
+			for n := 0; n < calls; n += stride {
+				for mode, k := range []*killer{{at: n, err: unix.EIO}, {at: n}, {at: n, after: true}} {
+					crashOnce(t, tc, base, k, uint64(n*3+mode))
+				}
+			}
+		})
+	}
+}
+
+func countCalls(t *testing.T, tc crashCase, base *world) int {
+	t.Helper()
+	w := base.copy()
+	w.killer = &killer{at: -1}
+	must(t, tc.run(w))
+	n := w.killer.n
+	w.killer = nil
+	// A power cut right after success must find everything (V8).
+	cut := w.with(w.root.PowerLoss(), w.fat.PowerLoss())
+	tc.done(t, cut)
+	tc.check(t, cut)
+	return n
+}
+
+func crashOnce(t *testing.T, tc crashCase, base *world, k *killer, seed uint64) {
+	t.Helper()
+	w := base.copy()
+	w.killer = k
+	err := tc.run(w)
+	if !k.fired {
+		return // fewer calls this time
+	}
+	t.Run(fmt.Sprintf("%s %d kill %v after %v seed %d", k.op, k.at, k.err == nil, k.after, seed), func(t *testing.T) {
+		after := w.powerCut(seed)
+		after.t = t
+		if err == nil { // only the cleaning up was hit
+			tc.done(t, after)
+		}
+		tc.check(t, after)
+	})
+}

@@ -1,0 +1,117 @@
+package deploy
+
+import (
+	"context"
+	"errors"
+	"io"
+
+	"github.com/cfsboot/cfsboot/bootimage"
+	"github.com/cfsboot/cfsboot/deploy/esp"
+	"github.com/cfsboot/cfsboot/deploy/record"
+	"github.com/cfsboot/cfsboot/erofs/tree"
+	"github.com/cfsboot/cfsboot/keyring"
+	"github.com/cfsboot/cfsboot/repo/oci"
+	"github.com/cfsboot/cfsboot/repo/pull"
+)
+
+// image is an image that was pulled and verified, and that can be booted.
+type image struct {
+	holdings
+	pulled  *pull.Result
+	tree    *tree.Node // of the boot image
+	payload esp.Payload
+	record  record.Deployment // all but Options, Transaction, Created
+}
+
+// id is that of the deployment.
+func (i *image) id() string { return i.Boot.Hex() }
+
+// resolve asks the source what the reference stands for now.
+func resolve(ctx context.Context, o PullOptions, reference string) (oci.Source, oci.Resolved, error) {
+	src, err := o.OpenSource(ctx, reference)
+	if err != nil {
+		return nil, oci.Resolved{}, err
+	}
+	resolved, err := src.Resolve(ctx)
+	if err != nil {
+		return nil, oci.Resolved{}, errors.Join(err, src.Close())
+	}
+	return src, resolved, nil
+}
+
+// pullImage brings an image into the repository and looks for what boots it. An
+// image that cannot be booted is a *RefusedError.
+func (m *machine) pullImage(ctx context.Context, src oci.Source, reference string, o PullOptions) (*image, error) {
+	ref, err := record.ParseImageReference(reference)
+	if err != nil {
+		return nil, err
+	}
+	tag := ref.Image
+	if oci.CheckTag(tag) != nil {
+		tag = "" // the refs of the deployment hold the image
+	}
+	policy := o.Policy
+	if policy == nil {
+		policy = keyring.Computed{}
+	}
+	m.say("pulling %s", reference)
+	pulled, err := pull.Pull(ctx, m.repo, src, pull.Options{
+		Name: tag, Bootable: true, Policy: policy, Progress: m.Progress, Logger: m.Logger, Parallel: o.Parallel,
+	})
+	if err != nil {
+		return nil, err
+	}
+	img := &image{pulled: pulled}
+	var ok bool
+	if img.Boot, ok = pulled.Verified.Digest(keyring.Boot); !ok {
+		return nil, refuse(CodeImage, "image %s has no verified boot image", reference)
+	}
+	if img.Plain, ok = pulled.Verified.Digest(keyring.Plain); !ok {
+		return nil, refuse(CodeImage, "image %s has no verified plain image", reference)
+	}
+	img.Manifest = oci.ManifestStream(pulled.ManifestDigest)
+	res, err := m.bootFiles(ctx, img)
+	if err != nil {
+		return nil, err
+	}
+	if img.tree, err = m.readImage(ctx, img.Boot); err != nil {
+		return nil, err
+	}
+	m.describe(img, res)
+	img.record.Reference = ref.String()
+	return img, nil
+}
+
+// bootFiles finds kernel, initrd and os-release in the plain image, which holds
+// /boot as well.
+func (m *machine) bootFiles(ctx context.Context, img *image) (*bootimage.Resources, error) {
+	plain, err := m.readImage(ctx, img.Plain)
+	if err != nil {
+		return nil, err
+	}
+	res, err := bootimage.FindResources(plain, m.repo)
+	if err != nil {
+		return nil, &RefusedError{Code: CodeImage, Detail: "the image cannot be booted", Err: err}
+	}
+	img.payload, err = esp.NewPayload(ctx, []esp.Content{
+		m.content(payloadKernel, res.Kernel.Image), m.content(payloadInitrd, res.Kernel.Initrd),
+	})
+	return res, err
+}
+
+// describe fills in what is written down about a deployment.
+func (m *machine) describe(img *image, res *bootimage.Resources) {
+	p, os := img.pulled, res.OSRelease
+	img.record = record.Deployment{
+		ID: img.id(), PlainID: img.Plain.Hex(),
+		ManifestDigest: string(p.ManifestDigest), IndexDigest: string(p.IndexDigest), ConfigDigest: string(p.ConfigDigest),
+		Architecture: p.Architecture, ImageVersion: p.Version, ImageCreated: p.Created,
+		OSID: os.ID(), OSVersion: os.Version(), Title: os.Label(), Kernel: res.Kernel.Version,
+		BootType: "bls", BootDigest: img.payload.Digest, Insecure: !m.repo.Secure(),
+	}
+}
+
+// content makes a node of an image something to place.
+func (m *machine) content(name string, node *tree.Node) esp.Content {
+	return esp.Content{Sum: esp.Sum{Name: name}, Open: func() (io.ReadCloser, error) { return bootimage.Open(node, m.repo) }}
+}

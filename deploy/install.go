@@ -1,0 +1,420 @@
+package deploy
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"runtime"
+	"slices"
+	"strings"
+
+	"github.com/cfsboot/cfsboot/bootimage"
+	"github.com/cfsboot/cfsboot/bootimage/bls"
+	"github.com/cfsboot/cfsboot/deploy/esp"
+	"github.com/cfsboot/cfsboot/deploy/etcmerge"
+	"github.com/cfsboot/cfsboot/deploy/install"
+	"github.com/cfsboot/cfsboot/deploy/record"
+	"github.com/cfsboot/cfsboot/erofs/tree"
+	"github.com/cfsboot/cfsboot/internal/durable"
+	"github.com/cfsboot/cfsboot/repo"
+	"github.com/cfsboot/cfsboot/repo/oci"
+)
+
+// InstallOptions are those of Install.
+type InstallOptions struct {
+	Options
+	PullOptions
+	Image       string // reference to install from; required
+	TargetImage string // reference that the installed machine follows; "" means Image
+	Kargs       []string
+	// AllowMissingVerity installs to a file system without fs-verity: the machine
+	// then does not notice changed files.
+	AllowMissingVerity bool
+	// ESPPath is where the boot partition is mounted; "" means boot/efi, efi or
+	// boot below the target, whichever is a mounted FAT file system.
+	ESPPath string
+	// Timeout is how long the loader shows its menu, in seconds; 0 means 3,
+	// negative means not at all.
+	Timeout int
+	// RootUUID is used in root=UUID=; "" means that of the target file system.
+	RootUUID string
+}
+
+// defaultTimeout is how many seconds the loader shows its menu.
+const defaultTimeout = 3
+
+// Install puts an operating system image onto the file system mounted at dir,
+// which becomes the physical root of the machine. The file system must be empty
+// but for lost+found and mount points, or hold an installation that was
+// interrupted, which is then finished. The result boots by itself under UEFI.
+// Options.Root, Systemd and Vars are not used.
+//
+// Errors: *RefusedError, *ConflictError (foreign files on the boot partition),
+// *durable.SpaceError, and those of pull.Pull and the source.
+func Install(ctx context.Context, dir string, o InstallOptions) (_ *Change, err error) {
+	m := &machine{Options: o.withDefaults()}
+	defer func() { err = errors.Join(err, m.Close()) }()
+	if err := checkKargs(o.Kargs); err != nil {
+		return nil, err
+	}
+	target := o.TargetImage
+	if target == "" {
+		target = o.Image
+	}
+	targetRef, err := record.ParseImageReference(target)
+	if err != nil {
+		return nil, refuse(CodeImage, "reference for the installed machine: %v", err)
+	}
+	if err := m.openTarget(dir, o.ESPPath); err != nil {
+		return nil, err
+	}
+	src, _, err := resolve(ctx, o.PullOptions, o.Image)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, src.Close()) }()
+	if err := m.startInstall(ctx, o); err != nil {
+		return nil, err
+	}
+	if n := m.facts.State.Newest(); n != nil { // only the last record was missing
+		return m.change(ActionArmed, n.Deployment), nil
+	}
+	tx := newTransaction()
+	if err := m.add(record.Event{Kind: record.EventBegin, Transaction: tx, Op: record.OpInstall, Reference: o.Image}); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if m.facts.State.Transaction != nil {
+			m.abort(ctx, tx, err)
+		}
+	}()
+	return m.install(ctx, src, tx, targetRef, o)
+}
+
+// openTarget opens the target and its boot partition and looks whether there is
+// anything that must not be touched.
+func (m *machine) openTarget(dir, espPath string) error {
+	var err error
+	if m.top = m.Sysroot; m.top == nil {
+		if m.top, err = durable.OpenDir(dir); err != nil {
+			return err
+		}
+		m.onClose(m.top.Close)
+	}
+	if err := writable(m.top); err != nil {
+		return err
+	}
+	if err := checkTarget(m.top); err != nil {
+		return err
+	}
+	espDir := m.ESP
+	if espDir == nil {
+		path := espPath
+		if path == "" {
+			path, err = install.FindESP(dir)
+		} else {
+			err = install.CheckESP(path)
+		}
+		if err != nil {
+			return &RefusedError{Code: CodeNoESP, Err: err}
+		}
+		if espDir, err = durable.OpenDir(path); err != nil {
+			return err
+		}
+		m.onClose(espDir.Close)
+	}
+	m.esp = esp.New(espDir)
+	return writable(espDir)
+}
+
+// targetNames may be on a file system that is installed to: what mkfs and the
+// mount points of the caller leave.
+var targetNames = []string{"lost+found", "boot", "efi", repoDir, "state"}
+
+// checkTarget refuses a file system that holds anything else than an
+// installation that was interrupted.
+func checkTarget(top *durable.Dir) error {
+	list, err := top.ReadDir()
+	if err != nil {
+		return err
+	}
+	var foreign []string
+	used := false
+	for _, x := range list {
+		if !slices.Contains(targetNames, x.Name) {
+			foreign = append(foreign, x.Name)
+		}
+		used = used || x.Name == repoDir
+	}
+	if len(foreign) > 0 {
+		return refuse(CodeTarget, "target %q is not empty: it holds %s", top.Path(), strings.Join(foreign, ", "))
+	}
+	j, err := readJournal(top)
+	switch {
+	case errors.Is(err, record.ErrNoJournal) && used:
+		return refuse(CodeTarget, "target %q holds a repository %q that no installation of cfsboot made", top.Path(), repoDir)
+	case errors.Is(err, record.ErrNoJournal):
+		return nil
+	case err != nil:
+		return err
+	case len(j.State().Entries) > 0:
+		return refuse(CodeInstalled, "target %q holds an installation already", top.Path())
+	}
+	return nil
+}
+
+// startInstall takes the lock, starts or continues the journal, and makes the
+// repository.
+func (m *machine) startInstall(ctx context.Context, o InstallOptions) error {
+	lock, err := m.top.MkdirAll(stateTop, stateDirPerm)
+	if err != nil {
+		return err
+	}
+	m.onClose(lock.Close)
+	if err := repo.Lock(ctx, lock, true, m.LockWait); err != nil {
+		return err
+	}
+	if m.journal, err = openJournal(m.top, m.Options); err != nil {
+		return err
+	}
+	m.onClose(func() error { m.journal.close(); return nil })
+	if err := lock.SyncFS(); err != nil { // the directories above the journal
+		return err
+	}
+	if m.journal.State().Token == "" {
+		if err := m.add(record.Event{Kind: record.EventInit, Token: newToken()}); err != nil {
+			return err
+		}
+	}
+	if err := m.recover(); err != nil {
+		return err
+	}
+	if err := m.top.Mkdir(repoDir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	dir, err := m.top.Sub(repoDir)
+	if err != nil {
+		return err
+	}
+	m.onClose(dir.Close)
+	if err := m.initRepo(ctx, dir, o.AllowMissingVerity); err != nil {
+		return err
+	}
+	if m.repo, err = repo.Open(ctx, dir, repo.Options{LockWait: m.LockWait, Logger: m.Logger, RequireVerity: !o.AllowMissingVerity}); err != nil {
+		return err
+	}
+	m.onClose(m.repo.Close)
+	return nil
+}
+
+// initRepo makes a repository with fs-verity, or without where there is none and
+// that is allowed.
+func (m *machine) initRepo(ctx context.Context, dir *durable.Dir, allowMissing bool) error {
+	err := repo.Init(ctx, dir, repo.InitOptions{})
+	var insecure *repo.InsecureError
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &insecure) && allowMissing:
+		return nil // a run before this one made it
+	case !errors.Is(err, errors.ErrUnsupported) && !errors.As(err, &insecure):
+		return err
+	case !allowMissing:
+		return &RefusedError{
+			Code: CodeNoVerity, Err: err,
+			Detail: fmt.Sprintf("the file system of %q has no fs-verity, so changed files would not be noticed (--allow-missing-verity does without)", m.top.Path()),
+		}
+	}
+	m.say("warning: %s has no fs-verity, changed files will not be noticed", m.top.Path())
+	return repo.Init(ctx, dir, repo.InitOptions{Insecure: true})
+}
+
+// install does the work between begin and the commit point.
+func (m *machine) install(ctx context.Context, src oci.Source, tx string, target record.ImageReference, o InstallOptions) (*Change, error) {
+	img, err := m.pullImage(ctx, src, o.Image, o.PullOptions)
+	if err != nil {
+		return nil, err
+	}
+	if err := m.add(record.Event{Kind: record.EventTarget, Transaction: tx, Deployment: img.id(), BootDigest: img.payload.Digest}); err != nil {
+		return nil, err
+	}
+	if err := m.hold(ctx, img.id(), img.holdings); err != nil {
+		return nil, err
+	}
+	d := img.record
+	d.Reference, d.Transaction, d.Created = target.String(), tx, m.Clock.Now()
+	if d.Options, err = m.installOptions(img, o); err != nil {
+		return nil, err
+	}
+	etc, err := findEtc(img.tree)
+	if err != nil {
+		return nil, err
+	}
+	if err := m.fillVar(ctx, img.tree); err != nil {
+		return nil, err
+	}
+	m.say("making the state of deployment %s", short(d.ID))
+	err = m.makeState(ctx, stateOf(d.ID), d, func(ctx context.Context, dir *durable.Dir, name string) error {
+		return etcmerge.CopyEtc(ctx, dir, name, etc, m.repo)
+	})
+	if err != nil {
+		return nil, err
+	}
+	m.say("installing the boot loader")
+	if err := m.placeLoader(ctx, img, o.Timeout); err != nil {
+		return nil, err
+	}
+	if err := m.placePayload(ctx, img); err != nil {
+		return nil, err
+	}
+	seq, err := m.writeEntry(d, m.facts.State.Transaction.Entry, 0)
+	if err != nil {
+		return nil, err
+	}
+	if err := m.add(record.Event{Kind: record.EventArmed, Deployment: d.ID, Entry: seq}); err != nil {
+		return nil, err
+	}
+	if err := m.look(); err != nil {
+		return nil, err
+	}
+	c := m.change(ActionArmed, d.ID)
+	c.Entry = seq
+	m.clean(ctx)
+	return c, m.top.SyncFS()
+}
+
+// installOptions is the kernel command line of the first entry. "rw" is about
+// the physical root; the composefs root is read-only all the same (boot.md 1.2).
+func (m *machine) installOptions(img *image, o InstallOptions) (string, error) {
+	line := bls.ParseCmdline(strings.Join(o.Kargs, " "))
+	if !line.Has("root") {
+		uuid := o.RootUUID
+		if uuid == "" {
+			var err error
+			if uuid, err = install.FSUUID(m.top.Fd(), "/dev/disk/by-uuid"); err != nil {
+				return "", &RefusedError{Code: CodeTarget, Detail: fmt.Sprintf("target %q: name the root by --karg root=…", m.top.Path()), Err: err}
+			}
+		}
+		line = append(bls.Cmdline{"root=UUID=" + uuid}, line...)
+	}
+	if !line.Has("rw") && !line.Has("ro") {
+		line = append(line, "rw")
+	}
+	return line.SetComposefs(m.karg(img.Boot)).String(), nil
+}
+
+// checkKargs refuses kernel arguments that would name another image, and what
+// cannot stand in an entry.
+func checkKargs(kargs []string) error {
+	for _, k := range kargs {
+		if strings.ContainsAny(k, "\r\n\x00") || strings.TrimSpace(k) == "" {
+			return refuse(CodeKarg, "kernel argument %q is empty or has a line break", k)
+		}
+		for _, token := range bls.ParseCmdline(k) {
+			if key, _, _ := bls.SplitToken(token); key == "composefs" || key == "composefs.digest" {
+				return refuse(CodeKarg, "kernel argument %q: the image decides it", token)
+			}
+		}
+	}
+	return nil
+}
+
+// fillVar makes the shared /var once, from the image. It is there whole or not
+// at all.
+func (m *machine) fillVar(ctx context.Context, root *tree.Node) error {
+	ok, err := m.top.Exists(sharedVar)
+	if err != nil || ok {
+		return err
+	}
+	parentName, base := splitName(sharedVar)
+	parent, err := m.top.MkdirAll(parentName, stateDirPerm)
+	if err != nil {
+		return err
+	}
+	defer parent.Close() //nolint:errcheck // synced below
+	const temp = ".var.new"
+	if err := parent.RemoveAll(temp); err != nil {
+		return err
+	}
+	source := root.Lookup("var")
+	if source == nil || !source.IsDir() {
+		return refuse(CodeImage, "the image has no directory /var")
+	}
+	m.say("filling /var")
+	if err := etcmerge.Copy(ctx, parent, temp, source, m.repo); err != nil {
+		return fmt.Errorf("fill /var: %w", err)
+	}
+	if err := parent.SyncFS(); err != nil {
+		return err
+	}
+	if err := parent.Rename(temp, parent, base); err != nil {
+		return err
+	}
+	return parent.Sync()
+}
+
+// placeLoader puts systemd-boot out of the image onto the boot partition. Files
+// of somebody else that are in the way are a *ConflictError; those of an
+// interrupted installation are replaced.
+func (m *machine) placeLoader(ctx context.Context, img *image, timeout int) error {
+	arch := img.pulled.Architecture
+	if arch == "" {
+		arch = runtime.GOARCH
+	}
+	path, err := install.LoaderPath(arch)
+	if err != nil {
+		return &RefusedError{Code: CodeImage, Err: err}
+	}
+	node, err := img.tree.Find(path)
+	if err != nil || node.Kind != tree.Regular {
+		return &RefusedError{Code: CodeImage, Detail: fmt.Sprintf("the image has no boot loader /%s; it is in the package systemd-boot-efi", path), Err: err}
+	}
+	switch {
+	case timeout == 0:
+		timeout = defaultTimeout
+	case timeout < 0:
+		timeout = 0
+	}
+	files, err := install.LoaderFiles(arch, timeout, func() (io.ReadCloser, error) { return bootimage.Open(node, m.repo) })
+	if err != nil {
+		return &RefusedError{Code: CodeImage, Err: err}
+	}
+	loader, err := esp.NewPayload(ctx, files)
+	if err != nil {
+		return err
+	}
+	space, err := m.esp.Space()
+	if err != nil {
+		return err
+	}
+	// The payload and the loader together, before the first byte of either.
+	need := m.esp.NeedFor(img.payload.Digest, img.payload.Sums(), space.Cluster) + m.esp.NeedForFiles(loader.Sums(), space.Cluster)
+	if err := m.makeRoom(ctx, need, img.id(), img.payload.Digest); err != nil {
+		return err
+	}
+	err = m.esp.Ensure(ctx, loader.Files, m.interrupted())
+	var foreign *esp.VerifyError
+	if errors.As(err, &foreign) {
+		return &ConflictError{What: "files on the boot partition that cfsboot did not write", Paths: []string{foreign.Path}, Err: err}
+	}
+	return err
+}
+
+// interrupted tells whether an installation to this target was begun before.
+func (m *machine) interrupted() bool { return m.journal.Last().Seq > firstInstallRecords }
+
+// firstInstallRecords is how many records the first run has written when it
+// places the loader: init, begin, target.
+const firstInstallRecords = 3
+
+// newToken returns the name of this installation in its boot entries: 8 hex
+// digits. It does not come from the machine-id, which a first boot may change.
+func newToken() string {
+	var b [4]byte
+	_, _ = rand.Read(b[:]) // never fails
+	return hex.EncodeToString(b[:])
+}

@@ -1,0 +1,633 @@
+package deploy_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cfsboot/cfsboot/deploy"
+	"github.com/cfsboot/cfsboot/deploy/esp"
+	"github.com/cfsboot/cfsboot/deploy/record"
+	"github.com/cfsboot/cfsboot/erofs"
+	"github.com/cfsboot/cfsboot/erofs/tree"
+	"github.com/cfsboot/cfsboot/fsverity"
+	"github.com/cfsboot/cfsboot/internal/durable"
+	"github.com/cfsboot/cfsboot/internal/durable/durabletest"
+	"github.com/cfsboot/cfsboot/repo"
+)
+
+// checkObjects opens the image and every object it names, as the kernel will.
+func checkObjects(ctx context.Context, r *repo.Repository, d fsverity.Digest) error {
+	f, err := r.OpenImage(ctx, d)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	root, err := erofs.Decode(f, st.Size())
+	if err != nil {
+		return err
+	}
+	return walk(root, func(n *tree.Node) error {
+		if n.Kind != tree.Regular || n.Digest.IsZero() {
+			return nil
+		}
+		o, err := r.OpenObject(n.Digest)
+		if err != nil {
+			return err
+		}
+		return o.Close()
+	})
+}
+
+func walk(n *tree.Node, visit func(*tree.Node) error) error {
+	if err := visit(n); err != nil || !n.IsDir() {
+		return err
+	}
+	for _, child := range n.All() {
+		if err := walk(child, visit); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// TestLifecycle is the life of a machine: install, boot, upgrade, finalize,
+// boot, rollback, boot, and forth again.
+func TestLifecycle(t *testing.T) {
+	w := newWorld(t)
+	r1, r2 := release(t, "1"), release(t, "2")
+	c, err := w.install(r1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.Action != deploy.ActionArmed || c.Entry != 1 || c.Title == "" || c.Version != "1" || c.Kernel != "6.12" || c.Reference != reference {
+		t.Errorf("install: %+v", c)
+	}
+	one := w.boot()
+	if one != c.Deployment {
+		t.Fatalf("booted %s, installed %s", one, c.Deployment)
+	}
+	for name, want := range map[string]string{
+		"EFI/BOOT/BOOTX64.EFI": "PE loader", "EFI/systemd/systemd-bootx64.efi": "PE loader",
+		"loader/loader.conf": "timeout 3\n", "loader/entries.srel": "type1\n",
+	} {
+		if got, err := os.ReadFile(filepath.Join(w.fat.Path(), name)); string(got) != want {
+			t.Errorf("boot partition: %s holds %q, %v", name, got, err)
+		}
+	}
+	if got, err := os.ReadFile(filepath.Join(w.root.Path(), "state/os/default/var/lib/seed")); string(got) != "from 1\n" {
+		t.Errorf("/var/lib/seed holds %q, %v", got, err)
+	}
+
+	if _, err := w.upgrade(r1); !errors.Is(err, deploy.ErrNothingToDo) {
+		t.Fatalf("upgrade to the same image: %v", err)
+	}
+	w.edit("hostname", "mine\n")
+	c, err = w.upgrade(r2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.Action != deploy.ActionStaged || c.Booted != one || len(c.Warnings) > 0 || !slices.Contains(w.systemd.calls, "start cfsboot-finalize.service") {
+		t.Errorf("upgrade: %+v, systemctl %q", c, w.systemd.calls)
+	}
+	two := c.Deployment
+	if got := w.boot(); got != one {
+		t.Fatalf("a staged deployment boots before it is finalized: %s", got)
+	}
+	if c, err := w.upgrade(r2); !errors.Is(err, deploy.ErrNothingToDo) || c.Action != deploy.ActionStaged || c.Deployment != two {
+		t.Errorf("upgrade twice: %+v, %v", c, err)
+	}
+	w.edit("conf.d/app.conf", "level=2\n") // after staging
+	c, err = w.finalize()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.Action != deploy.ActionArmed || c.Deployment != two {
+		t.Errorf("finalize: %+v", c)
+	}
+	if _, err := w.finalize(); !errors.Is(err, deploy.ErrNothingToDo) {
+		t.Errorf("finalize twice: %v", err)
+	}
+	if got := w.boot(); got != two {
+		t.Fatalf("booted %s, want %s", got, two)
+	}
+	w.bless()
+	for name, want := range map[string]string{"hostname": "mine\n", "conf.d/app.conf": "level=2\n", "motd": "welcome to 2\n"} {
+		if got := w.etc(two, name); got != want {
+			t.Errorf("/etc/%s holds %q, want %q", name, got, want)
+		}
+	}
+	if got := w.etc(one, "motd"); got != "welcome to 1\n" {
+		t.Errorf("/etc/motd of the first deployment holds %q", got)
+	}
+
+	c, err = w.rollback("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.Action != deploy.ActionArmed || c.Deployment != one || c.Booted != two {
+		t.Errorf("rollback: %+v", c)
+	}
+	if _, err := w.rollback(""); !errors.Is(err, deploy.ErrNothingToDo) {
+		t.Errorf("rollback twice: %v", err)
+	}
+	if got := w.boot(); got != one {
+		t.Fatalf("booted %s, want %s", got, one)
+	}
+	// Not counted: it was good before.
+	if e := w.state().Newest(); e.Tries != 0 || !e.Blessed || e.Deployment != one {
+		t.Errorf("entry of the rollback: %+v", e)
+	}
+	// The tag still stands for release 2: its state is made anew from here.
+	w.edit("hostname", "again\n")
+	if c, err = w.upgrade(r2); err != nil || c.Action != deploy.ActionStaged || c.Deployment != two {
+		t.Fatalf("upgrade after the rollback: %+v, %v", c, err)
+	}
+	if _, err := w.finalize(); err != nil {
+		t.Fatal(err)
+	}
+	if got := w.boot(); got != two || w.etc(two, "hostname") != "again\n" {
+		t.Errorf("booted %s with hostname %q", got, w.etc(two, "hostname"))
+	}
+	checkQuiet(t, w)
+}
+
+// checkQuiet looks for what a finished command must not leave.
+func checkQuiet(t *testing.T, w *world) {
+	t.Helper()
+	s := w.state()
+	if s.Transaction != nil || len(s.Orphans) > 0 {
+		t.Errorf("journal: transaction %+v, orphans %v", s.Transaction, s.Orphans)
+	}
+	dirs := func(name string) []string {
+		list, _ := os.ReadDir(filepath.Join(w.root.Path(), name))
+		var out []string
+		for _, e := range list {
+			out = append(out, e.Name())
+		}
+		return out
+	}
+	var staged []string
+	if s.Staged != nil {
+		staged = []string{s.Staged.Deployment}
+	}
+	if got := dirs("state/cfsboot/staged"); !slices.Equal(got, staged) {
+		t.Errorf("staged state %v, want %v", got, staged)
+	}
+	var known []string
+	for _, id := range s.Deployments() {
+		if s.LatestOf(id) != nil {
+			known = append(known, id)
+		}
+	}
+	slices.Sort(known)
+	if got := dirs("state/deploy"); !slices.Equal(got, known) {
+		t.Errorf("state of %v, want of %v", got, known)
+	}
+	if got := dirs("state/cfsboot/trash"); len(got) > 0 {
+		t.Errorf("trash: %v", got)
+	}
+	refs := dirs("composefs/images/refs/cfsboot")
+	want := s.Deployments()
+	slices.Sort(want)
+	if !slices.Equal(refs, want) {
+		t.Errorf("refs of %v, want of %v", refs, want)
+	}
+}
+
+// TestEntryOfUpgrade: title and version come from os-release (peers' P13), the
+// command line keeps local arguments, one composefs parameter stands in it.
+func TestEntryOfUpgrade(t *testing.T) {
+	w := newWorld(t)
+	if _, err := w.install(release(t, "1")); err != nil {
+		t.Fatal(err)
+	}
+	w.boot()
+	c, err := w.upgrade(release(t, "2"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.finalize(); err != nil {
+		t.Fatal(err)
+	}
+	entries := entriesOf(t, w)
+	e := entries[0]
+	if e.Name.Seq != 2 || !e.Name.Counter.Present || e.Name.Counter.Left != 3 || !strings.HasSuffix(e.File, "-0000000002+3-0.conf") {
+		t.Errorf("file name %s", e.File)
+	}
+	if got := e.Entry.Get("title"); !strings.HasPrefix(got, "Toy 2") {
+		t.Errorf("title %q", got)
+	}
+	if got := e.Entry.Get("version"); got != "0000000002.2" {
+		t.Errorf("version %q", got)
+	}
+	if got, want := e.Entry.Options().String(), fmt.Sprintf("root=UUID=11111111-2222-3333-4444-555555555555 quiet console=ttyS0 rw composefs.digest=?v1-sha512-12:%s", c.Deployment); got != want {
+		t.Errorf("options\n got %q\nwant %q", got, want)
+	}
+	if entries[1].Name.Counter.Present {
+		t.Errorf("the first entry is counted: %s", entries[1].File)
+	}
+}
+
+func entriesOf(t *testing.T, w *world) []esp.Entry {
+	t.Helper()
+	dir, err := durable.OpenDir(w.fat.Path())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	list, err := esp.New(dir).Entries()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return list
+}
+
+// TestFallback: a release that does not come up is given up by the loader, the
+// old one runs, and the same image is not deployed again.
+func TestFallback(t *testing.T) {
+	w := newWorld(t)
+	if _, err := w.install(release(t, "1")); err != nil {
+		t.Fatal(err)
+	}
+	one := w.boot()
+	r2 := release(t, "2")
+	c, err := w.upgrade(r2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.finalize(); err != nil {
+		t.Fatal(err)
+	}
+	for n := range 3 {
+		if got := w.boot(); got != c.Deployment {
+			t.Fatalf("try %d starts %s", n, got)
+		}
+	}
+	if got := w.boot(); got != one {
+		t.Fatalf("after three tries it starts %s, want %s", got, one)
+	}
+	var refused *deploy.RefusedError
+	if _, err := w.upgrade(r2); !errors.As(err, &refused) || refused.Code != deploy.CodeFailed {
+		t.Fatalf("upgrade to what failed: %v", err)
+	}
+	if f := w.state().FailureOf(c.Deployment); f == nil {
+		t.Error("the failure is not in the journal")
+	}
+	if _, err := w.rollback(""); !errors.As(err, &refused) || refused.Code != deploy.CodeNoRollback {
+		t.Errorf("rollback to what failed: %v", err)
+	}
+	// A newer release is welcome, and makes room by what failed if it must.
+	if _, err := w.upgrade(release(t, "3")); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestTagMovedBack: what is staged is dropped when the tag stands for the
+// running release again.
+func TestTagMovedBack(t *testing.T) {
+	w := newWorld(t)
+	r1, r2, r3 := release(t, "1"), release(t, "2"), release(t, "3")
+	if _, err := w.install(r1); err != nil {
+		t.Fatal(err)
+	}
+	one := w.boot()
+	c2, err := w.upgrade(r2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c3, err := w.upgrade(r3)
+	if err != nil || c3.Dropped != c2.Deployment {
+		t.Fatalf("a second upgrade: %+v, %v", c3, err)
+	}
+	checkQuiet(t, w)
+	c, err := w.upgrade(r1)
+	if err != nil || c.Action != deploy.ActionDropped || c.Dropped != c3.Deployment || c.Deployment != one {
+		t.Fatalf("the tag is back: %+v, %v", c, err)
+	}
+	checkQuiet(t, w)
+	if _, err := w.finalize(); !errors.Is(err, deploy.ErrNothingToDo) {
+		t.Errorf("finalize: %v", err)
+	}
+	// Armed already, then the tag moves back: the running one gets a new entry.
+	if _, err := w.upgrade(r2); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.finalize(); err != nil {
+		t.Fatal(err)
+	}
+	if c, err = w.upgrade(r1); err != nil || c.Action != deploy.ActionArmed || c.Deployment != one {
+		t.Fatalf("the tag is back after finalize: %+v, %v", c, err)
+	}
+	if got := w.boot(); got != one {
+		t.Errorf("booted %s, want %s", got, one)
+	}
+}
+
+// TestSameContent: another manifest of the same tree is noted, not deployed
+// (peers' D21: an error).
+func TestSameContent(t *testing.T) {
+	w := newWorld(t)
+	if _, err := w.install(release(t, "1")); err != nil {
+		t.Fatal(err)
+	}
+	one := w.boot()
+	again := release(t, "1")
+	if err := again.SetConfig(append(again.Config, ' ')); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		c, err := w.upgrade(again)
+		if !errors.Is(err, deploy.ErrNothingToDo) || c.Deployment != one || c.ManifestDigest != string(again.Descriptor.Digest) {
+			t.Fatalf("got %+v, %v", c, err)
+		}
+	}
+	checkQuiet(t, w)
+}
+
+// TestEtcConflict: nothing is changed, the paths are named, and the command
+// works once the conflict is gone.
+func TestEtcConflict(t *testing.T) {
+	w := newWorld(t)
+	if _, err := w.install(release(t, "1")); err != nil {
+		t.Fatal(err)
+	}
+	one := w.boot()
+	files := osTree("2")
+	delete(files, "etc/conf.d/app.conf")
+	delete(files, "etc/conf.d/")
+	files["etc/conf.d"] = "now a file\n"
+	w.edit("conf.d/mine.conf", "kept\n")
+	var conflict *deploy.ConflictError
+	if _, err := w.upgrade(buildImage(t, files)); !errors.As(err, &conflict) || !slices.Contains(conflict.Paths, "/etc/conf.d") {
+		t.Fatalf("got %v, want a conflict of /etc/conf.d", err)
+	}
+	checkQuiet(t, w)
+	if w.state().Staged != nil || w.boot() != one {
+		t.Error("something was staged")
+	}
+	if err := os.Remove(filepath.Join(w.root.Path(), "state/deploy", one, "etc/conf.d/mine.conf")); err != nil {
+		t.Fatal(err)
+	}
+	w.root = durabletest.Over(t, w.root.Path())
+	if _, err := w.upgrade(buildImage(t, files)); err != nil {
+		t.Errorf("after the conflict is gone: %v", err)
+	}
+}
+
+// TestConflictAfterStaging: the reason of a failed finalize is in the journal,
+// the old deployment stays the default, and a later finalize works.
+func TestConflictAfterStaging(t *testing.T) {
+	w := newWorld(t)
+	if _, err := w.install(release(t, "1")); err != nil {
+		t.Fatal(err)
+	}
+	one := w.boot()
+	files := osTree("2")
+	delete(files, "etc/conf.d/app.conf")
+	delete(files, "etc/conf.d/")
+	files["etc/conf.d"] = "now a file\n"
+	if _, err := w.upgrade(buildImage(t, files)); err != nil {
+		t.Fatal(err)
+	}
+	w.edit("conf.d/mine.conf", "new\n")
+	var conflict *deploy.ConflictError
+	if _, err := w.finalize(); !errors.As(err, &conflict) {
+		t.Fatalf("got %v, want a conflict", err)
+	}
+	if st := w.state().Staged; st == nil || !strings.Contains(st.Failure, "/etc/conf.d") {
+		t.Errorf("staged: %+v", st)
+	}
+	if got := w.boot(); got != one {
+		t.Errorf("booted %s, want %s", got, one)
+	}
+	if err := os.Remove(filepath.Join(w.root.Path(), "state/deploy", one, "etc/conf.d/mine.conf")); err != nil {
+		t.Fatal(err)
+	}
+	w.root = durabletest.Over(t, w.root.Path())
+	if _, err := w.finalize(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestDamagedPayloadIsPlacedAgain: between staging and shutdown a file system
+// check took the initrd away.
+func TestDamagedPayloadIsPlacedAgain(t *testing.T) {
+	w := newWorld(t)
+	if _, err := w.install(release(t, "1")); err != nil {
+		t.Fatal(err)
+	}
+	w.boot()
+	c, err := w.upgrade(release(t, "2"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	boot := w.state().Staged.BootDigest
+	if err := os.WriteFile(filepath.Join(w.fat.Path(), esp.Path(boot, "initrd")), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w.fat = durabletest.OverFAT(t, w.fat.Path())
+	if _, err := w.finalize(); err != nil {
+		t.Fatal(err)
+	}
+	if got := w.boot(); got != c.Deployment {
+		t.Errorf("booted %s, want %s", got, c.Deployment)
+	}
+}
+
+func TestRefusals(t *testing.T) {
+	w := newWorld(t)
+	if _, err := w.install(release(t, "1")); err != nil {
+		t.Fatal(err)
+	}
+	var refused *deploy.RefusedError
+	want := func(name string, err error, code string) {
+		t.Helper()
+		if !errors.As(err, &refused) || refused.Code != code {
+			t.Errorf("%s: got %v, want refusal %s", name, err, code)
+		}
+	}
+	_, err := w.upgrade(release(t, "2"))
+	want("not booted by us", err, deploy.CodeNotManaged)
+	_, err = w.install(release(t, "1"))
+	want("install twice", err, deploy.CodeInstalled)
+	one := w.boot()
+	_, err = w.rollback("")
+	want("nothing to go back to", err, deploy.CodeNoRollback)
+	_, err = w.rollback("abcd")
+	want("unknown id", err, deploy.CodeUnknown)
+	checkQuiet(t, w)
+
+	noKernel := osTree("2")
+	for name := range noKernel {
+		if strings.HasPrefix(name, "usr/lib/modules/6.12/") {
+			delete(noKernel, name)
+		}
+	}
+	_, err = w.upgrade(buildImage(t, noKernel))
+	want("no kernel", err, deploy.CodeImage)
+	checkQuiet(t, w)
+	if got := w.boot(); got != one {
+		t.Errorf("booted %s, want %s", got, one)
+	}
+
+	empty := newWorld(t)
+	empty.writeRunning(record.BootedPath, `{"version":1,"digest":"`+one+`","algorithm":"sha512-12","karg":"","secure":false,"gate":"digest","sysroot":{"dev":"1:2","uuid":""},"etc":"bind","var":"bind","root":"ro","erofs":"file","kernel":"6"}`)
+	_, err = empty.upgrade(release(t, "2"))
+	want("no journal", err, deploy.CodeNotManaged)
+}
+
+func TestInstallRefusals(t *testing.T) {
+	img := release(t, "1")
+	var refused *deploy.RefusedError
+	check := func(name, code string, edit func(w *world, o *deploy.InstallOptions)) {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.tag = img
+			o := deploy.InstallOptions{
+				Options: w.options(), PullOptions: w.pull(), Image: reference, AllowMissingVerity: true, RootUUID: "x",
+			}
+			edit(w, &o)
+			before := entriesBelow(t, w.fat.Path())
+			_, err := deploy.Install(t.Context(), w.root.Path(), o)
+			if !errors.As(err, &refused) || refused.Code != code {
+				t.Fatalf("got %v, want refusal %s", err, code)
+			}
+			if got := entriesBelow(t, w.fat.Path()); !slices.Equal(got, before) {
+				t.Errorf("the boot partition was changed: %v", got)
+			}
+		})
+	}
+	check("no fs-verity", deploy.CodeNoVerity, func(_ *world, o *deploy.InstallOptions) { o.AllowMissingVerity = false })
+	check("composefs karg", deploy.CodeKarg, func(_ *world, o *deploy.InstallOptions) { o.Kargs = []string{"quiet composefs.digest=x"} })
+	check("line break in a karg", deploy.CodeKarg, func(_ *world, o *deploy.InstallOptions) { o.Kargs = []string{"a\nb"} })
+	check("not empty", deploy.CodeTarget, func(w *world, _ *deploy.InstallOptions) { w.touch("home") })
+	check("a repository of somebody", deploy.CodeTarget, func(w *world, _ *deploy.InstallOptions) { w.touch("composefs") })
+	check("no ESP", deploy.CodeNoESP, func(_ *world, o *deploy.InstallOptions) { o.ESP = nil })
+	check("ESP is none", deploy.CodeNoESP, func(w *world, o *deploy.InstallOptions) { o.ESP, o.ESPPath = nil, w.fat.Path() })
+	check("no loader in the image", deploy.CodeImage, func(w *world, _ *deploy.InstallOptions) {
+		files := osTree("1")
+		delete(files, "usr/lib/systemd/boot/efi/systemd-bootx64.efi")
+		w.tag = buildImage(w.t, files)
+	})
+	check("no reference", deploy.CodeImage, func(_ *world, o *deploy.InstallOptions) { o.TargetImage = "docker://" })
+}
+
+func (w *world) touch(name string) {
+	w.t.Helper()
+	if err := os.WriteFile(filepath.Join(w.root.Path(), name), nil, 0o644); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+func entriesBelow(t *testing.T, root string) []string {
+	t.Helper()
+	var out []string
+	err := filepath.WalkDir(root, func(path string, _ os.DirEntry, err error) error {
+		out = append(out, path)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// TestForeignLoader: files of another system on the ESP are not touched.
+func TestForeignLoader(t *testing.T) {
+	w := newWorld(t)
+	file := filepath.Join(w.fat.Path(), "EFI/BOOT/BOOTX64.EFI")
+	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, []byte("another system"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	w.fat = durabletest.OverFAT(t, w.fat.Path())
+	var conflict *deploy.ConflictError
+	if _, err := w.install(release(t, "1")); !errors.As(err, &conflict) || !slices.Equal(conflict.Paths, []string{"EFI/BOOT/BOOTX64.EFI"}) {
+		t.Fatalf("got %v, want a conflict that names the loader", err)
+	}
+	if got, _ := os.ReadFile(file); string(got) != "another system" {
+		t.Errorf("it was overwritten by %q", got)
+	}
+	if got := entriesOf(t, w); len(got) > 0 {
+		t.Errorf("%d boot entries were made", len(got))
+	}
+}
+
+// TestLocked: a second cfsboot is told, and the first one is not disturbed.
+func TestLocked(t *testing.T) {
+	w := newWorld(t)
+	if _, err := w.install(release(t, "1")); err != nil {
+		t.Fatal(err)
+	}
+	w.boot()
+	dir, err := durable.OpenDir(filepath.Join(w.root.Path(), "state/cfsboot"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	if err := dir.Flock(unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	var locked *repo.LockedError
+	for name, run := range map[string]func() (*deploy.Change, error){
+		"upgrade":  func() (*deploy.Change, error) { return w.upgrade(release(t, "2")) },
+		"finalize": w.finalize,
+		"rollback": func() (*deploy.Change, error) { return w.rollback("") },
+	} {
+		if _, err := run(); !errors.As(err, &locked) {
+			t.Errorf("%s: got %v, want a LockedError", name, err)
+		}
+	}
+	if err := dir.Flock(unix.LOCK_UN); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.upgrade(release(t, "2")); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestShutdownUnitMissing: staging succeeds, and the user hears what to do.
+func TestShutdownUnitMissing(t *testing.T) {
+	w := newWorld(t)
+	if _, err := w.install(release(t, "1")); err != nil {
+		t.Fatal(err)
+	}
+	w.boot()
+	w.systemd.err = errors.New("unit not found")
+	c, err := w.upgrade(release(t, "2"))
+	if err != nil || len(c.Warnings) != 1 || !strings.Contains(c.Warnings[0], "cfsboot finalize") {
+		t.Errorf("got %+v, %v", c, err)
+	}
+}
+
+func TestCancelled(t *testing.T) {
+	w := newWorld(t)
+	if _, err := w.install(release(t, "1")); err != nil {
+		t.Fatal(err)
+	}
+	one := w.boot()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	w.tag = release(t, "2")
+	if _, err := deploy.Upgrade(ctx, deploy.UpgradeOptions{Options: w.options(), PullOptions: w.pull()}); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v, want context.Canceled", err)
+	}
+	checkQuiet(t, w)
+	if got := w.boot(); got != one {
+		t.Errorf("booted %s", got)
+	}
+}

@@ -1,0 +1,299 @@
+package deploy
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/cfsboot/cfsboot/deploy/record"
+	"github.com/cfsboot/cfsboot/repo/oci"
+	"github.com/cfsboot/cfsboot/systemd"
+)
+
+// UpgradeOptions are those of Upgrade.
+type UpgradeOptions struct {
+	Options
+	PullOptions
+	// Retry allows a deployment that did not boot before.
+	Retry bool
+}
+
+// Change is what a command did to the machine. Its fields are printed.
+type Change struct {
+	// Action is "staged", "armed", "dropped" or "none".
+	Action         string   `json:"action"`
+	Deployment     string   `json:"deployment"` // that the action is about, "" for none
+	Booted         string   `json:"booted"`     // the running one, "" at an installation
+	Dropped        string   `json:"dropped"`    // a staged deployment that was given up, or ""
+	Reference      string   `json:"reference"`
+	ManifestDigest string   `json:"manifest_digest"`
+	Title          string   `json:"title"`
+	Version        string   `json:"version"`
+	Kernel         string   `json:"kernel"`
+	Entry          uint64   `json:"entry"`    // sequence number of the boot entry, 0 if none was made yet
+	Warnings       []string `json:"warnings"` // never null
+}
+
+// The actions of a Change.
+const (
+	ActionStaged  = "staged"  // finalize makes it the default at shutdown
+	ActionArmed   = "armed"   // it is the default of the next boot
+	ActionDropped = "dropped" // only a staged deployment was given up
+	ActionNone    = "none"
+)
+
+func (m *machine) change(actionName, id string) *Change {
+	d := m.facts.Deployments[id]
+	return &Change{
+		Action: actionName, Deployment: id, Booted: m.facts.BootedID(), Reference: d.Reference, ManifestDigest: d.ManifestDigest,
+		Title: d.Title, Version: d.OSVersion, Kernel: d.Kernel, Warnings: []string{},
+	}
+}
+
+// Upgrade brings the image that the tracked reference stands for now to the
+// machine and stages it: the shutdown unit makes it the default. The running
+// deployment, and on a failure the staged one too, stay as they are. A staged
+// deployment of another image is replaced.
+//
+// If there is nothing newer the error is ErrNothingToDo and the Change says what
+// is there. Other errors: *RefusedError, *ConflictError (/etc), *repo.LockedError,
+// *durable.SpaceError, and those of pull.Pull and the source.
+func Upgrade(ctx context.Context, o UpgradeOptions) (_ *Change, err error) {
+	m, err := openMachine(ctx, o.Options)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, m.Close()) }()
+	reference, err := m.tracked()
+	if err != nil {
+		return nil, err
+	}
+	m.say("looking for a newer image of %s", reference)
+	src, resolved, err := resolve(ctx, o.PullOptions, reference)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, src.Close()) }()
+	act, err := decideUpgrade(m.facts, string(resolved.Descriptor.Digest), o.Retry)
+	if err != nil {
+		return nil, err
+	}
+	switch act {
+	case actKeep:
+		c := m.change(ActionStaged, m.facts.State.Staged.Deployment)
+		m.startFinalize(ctx, c)
+		return c, ErrNothingToDo
+	case actNothing:
+		m.clean(ctx)
+		return m.change(ActionNone, m.defaultID()), ErrNothingToDo
+	case actDrop:
+		return m.drop(ctx)
+	case actRearm:
+		return m.rollback(ctx, m.facts.BootedID())
+	}
+	return m.stage(ctx, src, reference, o)
+}
+
+// tracked is the reference that the machine follows: of what is staged, else of
+// what runs.
+func (m *machine) tracked() (string, error) {
+	id := m.facts.BootedID()
+	if st := m.facts.State.Staged; st != nil {
+		id = st.Deployment
+	}
+	d, ok := m.facts.Deployments[id]
+	if !ok {
+		return "", fmt.Errorf("deployment %s has no readable %s, so nobody knows its image reference", short(id), record.DeploymentName)
+	}
+	return d.Reference, nil
+}
+
+// defaultID is the deployment of the next boot by the journal.
+func (m *machine) defaultID() string {
+	if n := m.facts.State.Newest(); n != nil {
+		return n.Deployment
+	}
+	return m.facts.BootedID()
+}
+
+// drop gives the staged deployment up.
+func (m *machine) drop(ctx context.Context) (*Change, error) {
+	id := m.facts.State.Staged.Deployment
+	if err := m.add(record.Event{Kind: record.EventDropped, Deployment: id}); err != nil {
+		return nil, err
+	}
+	c := m.change(ActionDropped, m.defaultID())
+	c.Dropped = id
+	m.clean(ctx)
+	return c, nil
+}
+
+// stage pulls and stages. Whatever fails, the journal says that the transaction
+// is over, so that the next run starts clean.
+func (m *machine) stage(ctx context.Context, src oci.Source, reference string, o UpgradeOptions) (_ *Change, err error) {
+	if err := m.checkESPSpace(); err != nil {
+		return nil, err
+	}
+	tx := newTransaction()
+	if err := m.add(record.Event{Kind: record.EventBegin, Transaction: tx, Op: record.OpUpgrade, Reference: reference}); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if m.facts.State.Transaction != nil {
+			m.abort(ctx, tx, err)
+		}
+	}()
+	img, err := m.pullImage(ctx, src, reference, o.PullOptions)
+	if err != nil {
+		return nil, err
+	}
+	if done, c, err := m.sameContent(ctx, img); done || err != nil {
+		return c, err
+	}
+	if err := refuseFailed(m.facts.State, img.id(), o.Retry); err != nil {
+		return nil, err
+	}
+	m.say("staging deployment %s", short(img.id()))
+	res, err := m.mergeEtc(ctx, img.tree)
+	if err != nil {
+		return nil, err
+	}
+	if err := m.add(record.Event{Kind: record.EventTarget, Transaction: tx, Deployment: img.id(), BootDigest: img.payload.Digest}); err != nil {
+		return nil, err
+	}
+	if err := m.hold(ctx, img.id(), img.holdings); err != nil {
+		return nil, err
+	}
+	d := img.record
+	d.Options, d.Transaction, d.Created = m.nextOptions(img.Boot), tx, m.Clock.Now()
+	if err := m.stageEtc(ctx, stagedOf(d.ID), d, img.tree, res); err != nil {
+		return nil, err
+	}
+	if err := m.placePayload(ctx, img); err != nil {
+		return nil, err
+	}
+	dropped := ""
+	if st := m.facts.State.Staged; st != nil {
+		dropped = st.Deployment
+	}
+	if err := m.add(record.Event{Kind: record.EventPrepared, Transaction: tx}); err != nil {
+		return nil, err
+	}
+	if err := m.look(); err != nil {
+		return nil, err
+	}
+	c := m.change(ActionStaged, d.ID)
+	c.Dropped = dropped
+	m.startFinalize(ctx, c)
+	m.clean(ctx)
+	return c, nil
+}
+
+// sameContent handles an image whose boot image is deployed already under
+// another manifest: only what is written down about it changes.
+func (m *machine) sameContent(ctx context.Context, img *image) (bool, *Change, error) {
+	s, id := m.facts.State, img.id()
+	name := ""
+	switch {
+	case s.Staged != nil && s.Staged.Deployment == id:
+		name = stagedOf(id)
+	case s.Staged == nil && m.defaultID() == id, m.facts.BootedID() == id:
+		name = stateOf(id)
+	default:
+		return false, nil, nil
+	}
+	d := m.facts.Deployments[id]
+	d.Reference, d.ManifestDigest, d.IndexDigest, d.ConfigDigest = img.record.Reference, img.record.ManifestDigest, img.record.IndexDigest, img.record.ConfigDigest
+	d.ImageVersion, d.ImageCreated = img.record.ImageVersion, img.record.ImageCreated
+	if err := m.hold(ctx, id, img.holdings); err != nil {
+		return true, nil, err
+	}
+	dir, err := m.top.Sub(name)
+	if err != nil {
+		return true, nil, err
+	}
+	defer dir.Close() //nolint:errcheck // writeRecords syncs
+	if err := writeRecords(dir, d); err != nil {
+		return true, nil, err
+	}
+	if err := m.look(); err != nil {
+		return true, nil, err
+	}
+	c := m.change(ActionNone, id)
+	if name == stagedOf(id) {
+		c.Action = ActionStaged
+	}
+	return true, c, ErrNothingToDo
+}
+
+// placePayload puts kernel and initrd on the boot partition, after making room.
+func (m *machine) placePayload(ctx context.Context, img *image) error {
+	space, err := m.esp.Space()
+	if err != nil {
+		return err
+	}
+	need := m.esp.NeedFor(img.payload.Digest, img.payload.Sums(), space.Cluster)
+	if err := m.makeRoom(ctx, need, img.id(), img.payload.Digest); err != nil {
+		return err
+	}
+	return m.esp.Place(ctx, img.payload, m.payloadInUse(img.payload.Digest))
+}
+
+// payloadInUse tells whether an entry on the boot partition names a payload.
+func (m *machine) payloadInUse(digest string) bool {
+	for _, e := range m.facts.Entries {
+		if e.Err == nil && e.Payload() == digest {
+			return true
+		}
+	}
+	return false
+}
+
+// checkESPSpace refuses before the pull what cannot work: how large the new
+// kernel is nobody knows yet, but it will hardly be smaller than half of the
+// running one's, which may be the same.
+func (m *machine) checkESPSpace() error {
+	space, err := m.esp.Space()
+	if err != nil {
+		return err
+	}
+	need := 4 * space.Cluster
+	var candidates []candidate
+	for _, id := range retirable(m.facts, "") {
+		candidates = append(candidates, candidate{id, m.frees(id, space.Cluster)})
+	}
+	for _, digest := range stalePayloads(m.facts, "") {
+		candidates = append(candidates, candidate{digest, m.esp.PayloadSize(digest, space.Cluster)})
+	}
+	_, err = planRoom(m.esp.Dir().Path(), need, space, candidates)
+	return err
+}
+
+// abort closes a transaction that failed. The reason goes into the journal; if
+// even that cannot be written, the next run closes it.
+func (m *machine) abort(ctx context.Context, tx string, reason error) {
+	ctx = context.WithoutCancel(ctx)
+	text := "nothing to do"
+	if reason != nil && !isNothing(reason) {
+		text = reason.Error()
+	}
+	if err := m.add(record.Event{Kind: record.EventAborted, Transaction: tx, Reason: text}); err != nil {
+		m.Logger.Warn("close the transaction", "error", err)
+		return
+	}
+	m.clean(ctx)
+}
+
+// startFinalize makes sure that the shutdown unit runs. A machine without it
+// keeps the staged deployment; the user is told.
+func (m *machine) startFinalize(ctx context.Context, c *Change) {
+	if err := systemd.StartFinalize(ctx, m.Systemd); err != nil {
+		m.Logger.Warn("start the shutdown unit", "error", err)
+		c.Warnings = append(c.Warnings, err.Error()+"; run `cfsboot finalize` before the reboot")
+	}
+}
+
+// newTransaction returns a fresh id: 16 lower-case letters and digits.
+func newTransaction() string { return strings.ToLower(rand.Text()[:16]) }

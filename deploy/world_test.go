@@ -1,0 +1,427 @@
+package deploy_test
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/cfsboot/cfsboot/bootimage/bls"
+	"github.com/cfsboot/cfsboot/deploy"
+	"github.com/cfsboot/cfsboot/deploy/esp"
+	"github.com/cfsboot/cfsboot/deploy/record"
+	"github.com/cfsboot/cfsboot/fsverity"
+	"github.com/cfsboot/cfsboot/internal/durable"
+	"github.com/cfsboot/cfsboot/internal/durable/durabletest"
+	"github.com/cfsboot/cfsboot/repo"
+	"github.com/cfsboot/cfsboot/repo/oci"
+	"github.com/cfsboot/cfsboot/repo/oci/ocitest"
+)
+
+const reference = "docker://registry.example/os:stable"
+
+// osTree is a small operating system; "dir/" makes a directory, "-> x" a link.
+func osTree(release string) map[string]string {
+	return map[string]string{
+		"usr/": "", "boot/": "", "sysroot/": "", "efi/": "", "etc/": "", "var/": "", "root/": "", "run/": "", "tmp/": "", "proc/": "", "sys/": "", "dev/": "",
+		"usr/lib/": "", "usr/lib/modules/": "", "usr/lib/modules/6.12/": "",
+		"usr/lib/modules/6.12/vmlinuz":                 "kernel of " + release,
+		"usr/lib/modules/6.12/initramfs.img":           strings.Repeat("initrd of "+release, 600),
+		"usr/lib/os-release":                           "ID=toy\nVERSION_ID=" + release + "\nPRETTY_NAME=\"Toy " + release + "\"\n",
+		"usr/lib/systemd/":                             "",
+		"usr/lib/systemd/boot/":                        "",
+		"usr/lib/systemd/boot/efi/":                    "",
+		"usr/lib/systemd/boot/efi/systemd-bootx64.efi": "PE loader",
+		"usr/lib/big":                                  strings.Repeat("shared ", 2000),
+		"usr/lib/release":                              strings.Repeat(release, 400),
+		"etc/hostname":                                 "toy\n",
+		"etc/motd":                                     "welcome to " + release + "\n",
+		"etc/conf.d/":                                  "",
+		"etc/conf.d/app.conf":                          "level=1\n",
+		"var/lib/":                                     "",
+		"var/lib/seed":                                 "from " + release + "\n",
+		"etc/os-release":                               "-> ../usr/lib/os-release",
+	}
+}
+
+// buildImage makes a one-layer image of a tree.
+func buildImage(t testing.TB, files map[string]string) *ocitest.Image {
+	t.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		text := files[name]
+		h := &tar.Header{Name: name, Mode: 0o644, Typeflag: tar.TypeReg, Size: int64(len(text)), ModTime: time.Unix(1700000000, 0)}
+		if target, ok := strings.CutPrefix(text, "-> "); ok {
+			h.Typeflag, h.Linkname, h.Size, h.Mode, text = tar.TypeSymlink, target, 0, 0o777, ""
+		} else if strings.HasSuffix(name, "/") {
+			h.Typeflag, h.Mode = tar.TypeDir, 0o755
+		}
+		if err := w.WriteHeader(h); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(w, text); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	img, err := ocitest.Build(ocitest.Spec{Layers: []ocitest.Layer{{Tar: b.Bytes(), Compression: ocitest.Gzip}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return img
+}
+
+func release(t testing.TB, name string) *ocitest.Image {
+	t.Helper()
+	return buildImage(t, osTree(name))
+}
+
+type fakeSystemd struct {
+	calls []string
+	err   error
+}
+
+func (f *fakeSystemd) Systemctl(_ context.Context, args ...string) error {
+	f.calls = append(f.calls, strings.Join(args, " "))
+	return f.err
+}
+
+type silentVars struct{}
+
+func (silentVars) Loader(string) (string, error) { return "", fs.ErrNotExist }
+
+type clock struct{ now time.Time }
+
+func (c *clock) Now() time.Time {
+	c.now = c.now.Add(time.Second)
+	return c.now
+}
+
+// world is a machine made of two directories: the physical root and the boot
+// partition. running is the root of the running system (/run, /proc).
+type world struct {
+	t       *testing.T
+	root    *durabletest.FS
+	fat     *durabletest.FS
+	running string
+	tag     *ocitest.Image // what the reference stands for
+	systemd *fakeSystemd
+	clock   *clock
+	killer  *killer // nil: no faults
+}
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	return &world{
+		t: t, root: durabletest.New(t), fat: durabletest.NewFAT(t), running: t.TempDir(),
+		systemd: &fakeSystemd{}, clock: &clock{time.Date(2026, 11, 25, 10, 0, 0, 0, time.UTC)},
+	}
+}
+
+// powerCut is the machine after a power cut: two new disks and nothing running.
+func (w *world) powerCut(seed uint64) *world {
+	w.t.Helper()
+	return w.with(w.root.PowerLossRandom(seed), w.fat.PowerLossRandom(seed+1000))
+}
+
+// copy is the same machine once more; everything in it must have been synced.
+func (w *world) copy() *world {
+	w.t.Helper()
+	c := w.with(w.root.PowerLoss(), w.fat.PowerLoss())
+	data, err := os.ReadFile(filepath.Join(w.running, record.BootedPath))
+	if err == nil {
+		c.writeRunning(record.BootedPath, string(data))
+	}
+	return c
+}
+
+func (w *world) with(root, fat *durabletest.FS) *world {
+	c := *w
+	c.root, c.fat, c.running, c.killer, c.systemd = root, fat, w.t.TempDir(), nil, &fakeSystemd{}
+	return &c
+}
+
+func (w *world) options() deploy.Options {
+	w.t.Helper()
+	root, fat := w.root.Open(), w.fat.Open()
+	if w.killer != nil {
+		root, fat = w.killer.watch(w.t, w.root), w.killer.watch(w.t, w.fat)
+	}
+	return deploy.Options{Root: w.running, Sysroot: root, ESP: fat, Vars: silentVars{}, Systemd: w.systemd, Clock: w.clock}
+}
+
+func (w *world) pull() deploy.PullOptions {
+	return deploy.PullOptions{Parallel: 1, OpenSource: func(_ context.Context, ref string) (oci.Source, error) {
+		if ref != reference {
+			return nil, fmt.Errorf("unexpected reference %q", ref)
+		}
+		return &ocitest.Source{Image: w.tag}, nil
+	}}
+}
+
+func (w *world) install(img *ocitest.Image) (*deploy.Change, error) {
+	w.tag = img
+	return deploy.Install(w.t.Context(), w.root.Path(), deploy.InstallOptions{
+		Options: w.options(), PullOptions: w.pull(), Image: reference, AllowMissingVerity: true,
+		RootUUID: "11111111-2222-3333-4444-555555555555", Kargs: []string{"quiet", "console=ttyS0"},
+	})
+}
+
+func (w *world) upgrade(img *ocitest.Image) (*deploy.Change, error) {
+	w.tag = img
+	return deploy.Upgrade(w.t.Context(), deploy.UpgradeOptions{Options: w.options(), PullOptions: w.pull()})
+}
+
+func (w *world) finalize() (*deploy.Change, error) {
+	return deploy.Finalize(w.t.Context(), w.options())
+}
+
+func (w *world) rollback(id string) (*deploy.Change, error) {
+	return deploy.Rollback(w.t.Context(), deploy.RollbackOptions{Options: w.options(), ID: id})
+}
+
+func (w *world) writeRunning(name, text string) {
+	w.t.Helper()
+	path := filepath.Join(w.running, name)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		w.t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// boot does what firmware, systemd-boot and the initramfs do: start the first
+// entry of the menu, count the try, and find everything that the deployment
+// needs. It returns the deployment's id; what does not boot fails the test.
+func (w *world) boot() string {
+	w.t.Helper()
+	id, err := w.tryBoot()
+	if err != nil {
+		w.t.Fatalf("the machine does not boot: %v", err)
+	}
+	return id
+}
+
+func (w *world) tryBoot() (string, error) {
+	dir, err := durable.OpenDir(w.fat.Path())
+	if err != nil {
+		return "", err
+	}
+	defer dir.Close()
+	part := esp.New(dir)
+	entries, err := part.Entries()
+	if err != nil {
+		return "", err
+	}
+	i := slices.IndexFunc(entries, func(e esp.Entry) bool { return e.Err == nil })
+	if i < 0 {
+		return "", errors.New("no boot entry")
+	}
+	e := entries[i]
+	if err := part.CheckDigest(w.t.Context(), e.Payload()); err != nil {
+		return "", fmt.Errorf("entry %s: %w", e.File, err)
+	}
+	if c := e.Name.Counter; c.Present && c.Left > 0 {
+		n := e.Name
+		n.Counter = bls.Counter{Present: true, Left: c.Left - 1, Done: c.Done + 1}
+		if err := os.Rename(filepath.Join(w.fat.Path(), esp.EntryDir, e.File), filepath.Join(w.fat.Path(), esp.EntryDir, n.String())); err != nil {
+			return "", err
+		}
+		w.fat = durabletest.OverFAT(w.t, w.fat.Path())
+	}
+	return e.ImageID(), w.setupRoot(e.ImageID(), e.Entry.Options())
+}
+
+// setupRoot is the initramfs: image by digest and measured, every object there,
+// state complete.
+func (w *world) setupRoot(id string, options bls.Cmdline) error {
+	top, err := durable.OpenDir(w.root.Path())
+	if err != nil {
+		return err
+	}
+	defer top.Close()
+	dir, err := top.Sub("composefs")
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	r, err := repo.Open(w.t.Context(), dir, repo.Options{})
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	kargs, err := bls.ParseKargs(options.String())
+	if err != nil || len(kargs) != 1 || kargs[0].Digest.Hex() != id {
+		return fmt.Errorf("command line %q: %v, %w", options, kargs, err)
+	}
+	d, err := fsverity.ParseHex(id)
+	if err != nil {
+		return err
+	}
+	if err := checkObjects(w.t.Context(), r, d); err != nil {
+		return err
+	}
+	etc, err := top.ReadSubDir("state/deploy/" + id + "/etc")
+	if err != nil || len(etc) == 0 {
+		return fmt.Errorf("state of %s: %d files, %w", id[:12], len(etc), err)
+	}
+	if st, err := os.Stat(filepath.Join(w.root.Path(), "state/deploy", id, "var")); err != nil || !st.IsDir() {
+		return fmt.Errorf("/var of %s: %w", id[:12], err)
+	}
+	b, err := record.Booted{
+		Digest: id, Algorithm: "sha512-12", Karg: options.String(), Gate: "digest",
+		Sysroot: record.BootedSysroot{Dev: "254:2"}, Etc: "bind", Var: "bind", Root: "ro", Erofs: "file", Kernel: "6.12",
+	}.Encode()
+	if err != nil {
+		return err
+	}
+	w.writeRunning(record.BootedPath, string(b))
+	return nil
+}
+
+// bless is systemd-bless-boot for the running deployment.
+func (w *world) bless() {
+	w.t.Helper()
+	id := w.booted()
+	dir, err := durable.OpenDir(w.fat.Path())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer dir.Close()
+	entries, err := esp.New(dir).Entries()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	for _, e := range entries {
+		if e.ImageID() == id && e.Name.Counter.Present {
+			n := e.Name
+			n.Counter = bls.Counter{}
+			if err := os.Rename(filepath.Join(w.fat.Path(), esp.EntryDir, e.File), filepath.Join(w.fat.Path(), esp.EntryDir, n.String())); err != nil {
+				w.t.Fatal(err)
+			}
+		}
+	}
+	w.fat = durabletest.OverFAT(w.t, w.fat.Path())
+}
+
+func (w *world) booted() string {
+	w.t.Helper()
+	b, err := deploy.ReadBooted(w.running)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return b.Digest
+}
+
+// etc reads a file of a deployment's /etc.
+func (w *world) etc(id, name string) string {
+	data, err := os.ReadFile(filepath.Join(w.root.Path(), "state/deploy", id, "etc", name))
+	if err != nil {
+		return "error: " + err.Error()
+	}
+	return string(data)
+}
+
+// edit changes a file of the running /etc, as an administrator.
+func (w *world) edit(name, text string) {
+	w.t.Helper()
+	path := filepath.Join(w.root.Path(), "state/deploy", w.booted(), "etc", name)
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		w.t.Fatal(err)
+	}
+	w.root = durabletest.Over(w.t, w.root.Path())
+}
+
+func (w *world) state() record.State {
+	w.t.Helper()
+	top, err := durable.OpenDir(w.root.Path())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer top.Close()
+	s, _, _, err := deploy.ReadState(top)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return s
+}
+
+// killer fails or kills at the n-th mutating call, counted over both disks: a
+// process that is dead changes neither.
+type killer struct {
+	mu    sync.Mutex
+	at    int
+	err   error // nil: kill
+	after bool  // kill after the call
+	n     int
+	dead  bool
+	fired bool
+	op    string
+}
+
+func (k *killer) watch(t *testing.T, f *durabletest.FS) *durable.Dir {
+	t.Helper()
+	plain, err := durable.OpenDir(f.Path())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer plain.Close()
+	d, err := plain.WithHook(&killerHook{k, f})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = d.Close() })
+	return d
+}
+
+type killerHook struct {
+	k  *killer
+	fs *durabletest.FS
+}
+
+func (h *killerHook) Before(op durable.Op) error {
+	if err := h.k.before(op); err != nil {
+		return err
+	}
+	return h.fs.Before(op)
+}
+
+func (h *killerHook) After(op durable.Op, err error) { h.fs.After(op, err) }
+
+func (k *killer) before(op durable.Op) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.dead {
+		return durabletest.ErrKilled
+	}
+	n := k.n
+	k.n++
+	if n != k.at {
+		return nil
+	}
+	k.fired, k.op = true, fmt.Sprintf("%s %s", op.Kind, op.Path)
+	switch {
+	case k.err != nil:
+		return k.err
+	case k.after:
+		k.dead = true
+		return nil
+	}
+	k.dead = true
+	return durabletest.ErrKilled
+}
