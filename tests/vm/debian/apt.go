@@ -85,7 +85,7 @@ var HostPackages = []string{
 	"ca-certificates", "debian-archive-keyring", "mmdebstrap", // base images
 	"buildah", "docker-registry", "apache2-utils", // OS images and the registry (htpasswd)
 	"qemu-system-x86", "ovmf", "e2fsprogs", "dosfstools", "fdisk", "mtools", // machines and their disks
-	"gcc", "libc6-dev", "make", "flex", "bison", "bc", "patch", "xz-utils", // User Mode Linux
+	"gcc", "libc6-dev", "make", "flex", "bison", "bc", "libssl-dev", "patch", "xz-utils", // User Mode Linux
 	"erofs-utils", "fsverity", "openssl", // oracles of the unit tests
 }
 
