@@ -251,10 +251,10 @@ func ConfigImages(ctx context.Context, r *repo.Repository, config digest.Digest)
 }
 
 // StoreImage stores the streams of config and manifest, around their bytes as
-// they are, with references to the layers and to img.Images, and publishes both.
-// It reads ManifestDigest, ManifestJSON, ConfigDigest, ConfigJSON, Layers and
-// Images, and sets the two stream IDs. Names that exist are replaced. Everything
-// that is referred to must be stored.
+// they are, with references to the layers and to img.Images. It reads
+// ManifestDigest, ManifestJSON, ConfigDigest, ConfigJSON, Layers and Images, and
+// sets the two stream IDs. Everything that is referred to must be stored. No name
+// is made: for that see PublishImage.
 func StoreImage(ctx context.Context, r *repo.Repository, img *Image) error {
 	refs := make([]splitstream.NamedRef, 0, len(img.Layers)+len(img.Images)+1)
 	for _, l := range img.Layers {
@@ -272,10 +272,19 @@ func StoreImage(ctx context.Context, r *repo.Repository, img *Image) error {
 	if img.ManifestStream, err = storeJSON(ctx, r, splitstream.Manifest, img.ManifestJSON, manifest); err != nil {
 		return fmt.Errorf("store manifest %s: %w", img.ManifestDigest, err)
 	}
+	return nil
+}
+
+// PublishImage gives the streams that StoreImage stored their names. Names that
+// exist are replaced. Everything that was stored before is durable first.
+func PublishImage(ctx context.Context, r *repo.Repository, img *Image) error {
 	if err := r.PublishStream(ctx, ConfigStream(img.ConfigDigest), img.ConfigStream); err != nil {
-		return err
+		return fmt.Errorf("publish config %s: %w", img.ConfigDigest, err)
 	}
-	return r.PublishStream(ctx, ManifestStream(img.ManifestDigest), img.ManifestStream)
+	if err := r.PublishStream(ctx, ManifestStream(img.ManifestDigest), img.ManifestStream); err != nil {
+		return fmt.Errorf("publish manifest %s: %w", img.ManifestDigest, err)
+	}
+	return nil
 }
 
 // storeJSON stores a document as one external object in a stream. The order of

@@ -41,6 +41,9 @@ func store(t *testing.T, r *repo.Repository, in *ocitest.Image, images map[strin
 	if err := oci.StoreImage(t.Context(), r, img); err != nil {
 		t.Fatal(err)
 	}
+	if err := oci.PublishImage(t.Context(), r, img); err != nil {
+		t.Fatal(err)
+	}
 	return img
 }
 

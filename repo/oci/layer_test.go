@@ -192,7 +192,7 @@ func TestWorkedExample(t *testing.T) {
 	if err := errors.Join(oci.VerifyBytes("config", img.ConfigJSON, config), oci.VerifyBytes("manifest", img.ManifestJSON, manifest)); err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(oci.PublishLayer(t.Context(), r, l), oci.StoreImage(t.Context(), r, img), oci.Tag(t.Context(), r, manifest, "demo:1")); err != nil {
+	if err := errors.Join(oci.PublishLayer(t.Context(), r, l), oci.StoreImage(t.Context(), r, img), oci.PublishImage(t.Context(), r, img), oci.Tag(t.Context(), r, manifest, "demo:1")); err != nil {
 		t.Fatal(err)
 	}
 	if target, err := os.Readlink(filepath.Join(r.Path(), "streams/refs/oci/demo:1")); err != nil || target != "../../oci-manifest-"+manifest {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"strings"
 
 	"github.com/opencontainers/go-digest"
 
@@ -21,6 +22,59 @@ import (
 // directories in the root of a repository.
 const verifiedDir = "cfsboot/verified"
 
+// The image IDs on a config stream may come from anybody too. Those that this
+// program computed are recorded likewise, as the target of the symbolic link
+// cfsboot/images/<manifest digest>: rules, plain ID, boot ID, with colons.
+const computedDir = "cfsboot/images"
+
+// imageRules is changed when the same layers give other image IDs.
+const imageRules = "1"
+
+// Computed are image IDs that this program computed from verified layers, in the
+// default format of the repository. Boot may be zero.
+type Computed struct{ Plain, Boot fsverity.Digest }
+
+// FindComputed returns what MarkComputed recorded for a manifest; ok is false if
+// there is nothing that is valid.
+func FindComputed(r *repo.Repository, manifest digest.Digest) (c Computed, ok bool, err error) {
+	target, err := r.Dir().Readlink(computedDir + "/" + manifest.String())
+	if errors.Is(err, fs.ErrNotExist) {
+		return Computed{}, false, nil
+	}
+	if err != nil {
+		return Computed{}, false, err
+	}
+	parts := strings.Split(target, ":")
+	if len(parts) != 3 || parts[0] != imageRules {
+		return Computed{}, false, nil
+	}
+	if err := errors.Join(c.Plain.UnmarshalText([]byte(parts[1])), c.Boot.UnmarshalText([]byte(parts[2]))); err != nil || c.Plain.IsZero() {
+		return Computed{}, false, nil //nolint:nilerr // a damaged record is none
+	}
+	return c, true, nil
+}
+
+// MarkComputed records image IDs. Both images must be published.
+func MarkComputed(ctx context.Context, r *repo.Repository, manifest digest.Digest, c Computed) error {
+	if err := mark(ctx, r, computedDir, manifest, imageRules+":"+c.Plain.Hex()+":"+c.Boot.Hex()); err != nil {
+		return fmt.Errorf("record images of %s: %w", manifest, err)
+	}
+	return nil
+}
+
+// mark makes a link. What it speaks of must be durable already.
+func mark(ctx context.Context, r *repo.Repository, dirName string, name digest.Digest, target string) (err error) {
+	if err := ctx.Err(); err != nil {
+		return context.Cause(ctx)
+	}
+	dir, err := r.Dir().MkdirAll(dirName, 0o755)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, dir.Close()) }()
+	return dir.ReplaceSymlink(target, name.String(), r.Dir(), ".symlink-")
+}
+
 // IsVerified reports whether the splitstream of a layer was compared with its
 // diff_id by this program.
 func IsVerified(r *repo.Repository, diffID digest.Digest, stream fsverity.Digest) (bool, error) {
@@ -33,16 +87,8 @@ func IsVerified(r *repo.Repository, diffID digest.Digest, stream fsverity.Digest
 
 // markVerified records that a layer was compared. The layer must be published,
 // so that its data is durable before the record can be.
-func markVerified(ctx context.Context, r *repo.Repository, diffID digest.Digest, stream fsverity.Digest) (err error) {
-	if err := ctx.Err(); err != nil {
-		return context.Cause(ctx)
-	}
-	dir, err := r.Dir().MkdirAll(verifiedDir, 0o755)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, dir.Close()) }()
-	return dir.ReplaceSymlink(stream.String(), diffID.String(), r.Dir(), ".symlink-")
+func markVerified(ctx context.Context, r *repo.Repository, diffID digest.Digest, stream fsverity.Digest) error {
+	return mark(ctx, r, verifiedDir, diffID, stream.String())
 }
 
 // PublishLayer gives an imported layer its name and remembers that it was

@@ -1,0 +1,203 @@
+package pull
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"math"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/cfsboot/cfsboot/internal/progress"
+	"github.com/cfsboot/cfsboot/repo/oci"
+)
+
+const (
+	// publishInterval is how often layers that are complete get their names while
+	// others are still on their way. Each time costs a sync of the file system, so
+	// a short pull does it once, at the end.
+	publishInterval = 5 * time.Second
+	// progressStep is how many bytes make an event.
+	progressStep = 256 << 10
+	// reserve is what an import needs beside the layers: images, streams,
+	// directories.
+	reserve = 16 << 20
+)
+
+// job is one distinct layer.
+type job struct {
+	index  int // of its first occurrence
+	diffID digest.Digest
+	desc   v1.Descriptor
+	layer  *oci.Layer
+}
+
+// layers brings all layers into the repository and returns them in order.
+func (p *puller) layers(ctx context.Context) ([]*oci.Layer, error) {
+	diffIDs := p.img.Config.RootFS.DiffIDs
+	var jobs []*job
+	byID := map[digest.Digest]*job{}
+	for i, d := range diffIDs {
+		if byID[d] == nil {
+			byID[d] = &job{index: i, diffID: d, desc: p.img.Manifest.Layers[i]}
+			jobs = append(jobs, byID[d])
+		}
+	}
+	if err := p.space(jobs); err != nil {
+		return nil, err
+	}
+	if err := p.run(ctx, jobs); err != nil {
+		return nil, err
+	}
+	list := make([]*oci.Layer, len(diffIDs))
+	for i, d := range diffIDs {
+		j := byID[d]
+		if j.index == i {
+			list[i] = j.layer
+			continue
+		}
+		// The same layer again: its entries become other nodes.
+		var err error
+		if list[i], err = oci.LoadLayer(ctx, p.r, d, j.layer.Stream); err != nil {
+			return nil, p.layerError(i, err)
+		}
+	}
+	return list, nil
+}
+
+// space refuses to begin what cannot be finished: uncompressed layers are not
+// smaller than their blobs.
+func (p *puller) space(jobs []*job) error {
+	need := int64(reserve)
+	for _, j := range jobs {
+		if _, err := p.r.LookupStream(oci.LayerStream(j.diffID)); err != nil {
+			need += min(j.desc.Size, math.MaxInt64-need)
+		}
+	}
+	return p.r.Dir().Need(need)
+}
+
+// run imports the jobs, the largest first, so that the last one to end is short.
+func (p *puller) run(ctx context.Context, jobs []*job) error {
+	order := slices.Clone(jobs)
+	slices.SortStableFunc(order, func(a, b *job) int {
+		switch {
+		case a.desc.Size > b.desc.Size:
+			return -1
+		case a.desc.Size < b.desc.Size:
+			return 1
+		}
+		return 0
+	})
+	pub := &publisher{p: p, last: time.Now()}
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(p.opts.Parallel)
+	for _, j := range order {
+		g.Go(func() error {
+			if gctx.Err() != nil {
+				return nil // another job says why
+			}
+			fetched, err := p.layer(gctx, j)
+			if err != nil {
+				return p.layerError(j.index, err)
+			}
+			return pub.done(gctx, j.layer, fetched)
+		})
+	}
+	err := g.Wait()
+	if err == nil {
+		err = ctx.Err()
+	}
+	if err != nil {
+		// What is complete need not be fetched again. That it cannot be published
+		// now is no news: there is an error already.
+		if perr := pub.publish(context.WithoutCancel(ctx)); perr != nil {
+			p.opts.Logger.Debug("complete layers get no name", "error", perr)
+		}
+		return err
+	}
+	p.fetched, p.present = pub.fetched, len(jobs)-pub.fetched
+	return pub.publish(ctx)
+}
+
+func (p *puller) layerError(index int, err error) error {
+	return fmt.Errorf("layer %d of %d: %w", index+1, len(p.img.Manifest.Layers), err)
+}
+
+// layer finds or fetches one layer.
+func (p *puller) layer(ctx context.Context, j *job) (fetched bool, err error) {
+	stream, ok, err := oci.FindLayer(ctx, p.r, j.diffID)
+	if err != nil {
+		return false, err
+	}
+	if ok {
+		j.layer, err = oci.LoadLayer(ctx, p.r, j.diffID, stream)
+		return false, err
+	}
+	name := fmt.Sprintf("layer %d of %d %.12s", j.index+1, len(p.img.Manifest.Layers), j.diffID.Encoded())
+	counter := progress.NewCounter(p.opts.Progress, progress.Start{Component: name, Unit: progress.Bytes, Total: j.desc.Size}, progressStep)
+	defer func() { counter.End(err) }()
+	blob, err := p.src.Blob(ctx, j.desc)
+	if err != nil {
+		return false, err
+	}
+	defer blob.Close() //nolint:errcheck // read only
+	r := &countingReader{r: blob, counter: counter}
+	j.layer, err = oci.ImportLayer(ctx, p.r, r, j.diffID)
+	p.bytes.Add(counter.Done())
+	return true, err
+}
+
+type countingReader struct {
+	r       io.Reader
+	counter *progress.Counter
+}
+
+func (c *countingReader) Read(b []byte) (int, error) {
+	n, err := c.r.Read(b)
+	c.counter.Add(int64(n))
+	return n, err
+}
+
+// publisher gives imported layers their names, several at a time.
+type publisher struct {
+	p       *puller
+	mu      sync.Mutex
+	waiting []*oci.Layer
+	fetched int
+	last    time.Time
+}
+
+// done takes a layer that is complete.
+func (q *publisher) done(ctx context.Context, l *oci.Layer, fetched bool) error {
+	if !fetched {
+		return nil // it has its name
+	}
+	q.mu.Lock()
+	q.fetched++
+	q.waiting = append(q.waiting, l)
+	due := time.Since(q.last) >= publishInterval
+	q.mu.Unlock()
+	if due {
+		return q.publish(ctx)
+	}
+	return nil
+}
+
+func (q *publisher) publish(ctx context.Context) error {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for len(q.waiting) > 0 {
+		if err := oci.PublishLayer(ctx, q.p.r, q.waiting[0]); err != nil {
+			return err
+		}
+		q.waiting = q.waiting[1:]
+	}
+	q.last = time.Now()
+	return nil
+}

@@ -1,0 +1,714 @@
+package pull_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/cfsboot/cfsboot/bootimage"
+	"github.com/cfsboot/cfsboot/erofs"
+	"github.com/cfsboot/cfsboot/erofs/tree"
+	"github.com/cfsboot/cfsboot/fsverity"
+	"github.com/cfsboot/cfsboot/internal/durable"
+	"github.com/cfsboot/cfsboot/internal/progress"
+	"github.com/cfsboot/cfsboot/internal/testutil/recipes"
+	"github.com/cfsboot/cfsboot/internal/testutil/repotest"
+	"github.com/cfsboot/cfsboot/keyring"
+	"github.com/cfsboot/cfsboot/repo"
+	"github.com/cfsboot/cfsboot/repo/oci"
+	"github.com/cfsboot/cfsboot/repo/oci/ocitest"
+	"github.com/cfsboot/cfsboot/repo/pull"
+	"github.com/cfsboot/cfsboot/repo/remote"
+)
+
+var amd64 = v1.Platform{OS: "linux", Architecture: "amd64"}
+
+// options accept what is computed, for the platform of the test images.
+func options(name string, bootable bool) pull.Options {
+	return pull.Options{Name: name, Bootable: bootable, Policy: keyring.Computed{}, Platform: amd64}
+}
+
+func build(t testing.TB, s ocitest.Spec) *ocitest.Image {
+	t.Helper()
+	img, err := ocitest.Build(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return img
+}
+
+// osDump is a small bootable tree.
+const osDump = `/ 4096 40755 2 0 0 0 0.0 - - -
+/boot 4096 40755 2 0 0 0 5.0 - - -
+/etc 4096 40755 2 0 0 0 1700000000.0 - - -
+/run 4096 40755 2 0 0 0 6.0 - - -
+/sysroot 4096 40755 2 0 0 0 7.0 - - -
+/usr 4096 40755 2 0 0 0 1700000000.0 - - -
+/usr/small 6 100644 1 0 0 0 1700000000.0 - hello\n -
+`
+
+func osLayer(extra string) ocitest.Layer {
+	return ocitest.Layer{Dump: osDump + extra, Compression: ocitest.Gzip}
+}
+
+// topLayer has a file of its own, with an object.
+func topLayer(t testing.TB, name, content string) ocitest.Layer {
+	t.Helper()
+	root := tree.NewDir(tree.Meta{Mode: 0o755})
+	usr := tree.NewDir(tree.Meta{Mode: 0o755, MtimeSec: 1700000000})
+	root.Set("usr", usr)
+	usr.Set(name, tree.NewInline(tree.Meta{Mode: 0o644, MtimeSec: 1700000001}, []byte(content)))
+	var b bytes.Buffer
+	if err := ocitest.WriteTar(&b, root); err != nil {
+		t.Fatal(err)
+	}
+	return ocitest.Layer{Tar: b.Bytes(), Compression: ocitest.Gzip}
+}
+
+// bootable is an image of two layers.
+func bootable(t testing.TB) *ocitest.Image {
+	t.Helper()
+	return build(t, ocitest.Spec{
+		Layers: []ocitest.Layer{osLayer(""), topLayer(t, "prog", random(40000))},
+		Labels: map[string]string{v1.AnnotationVersion: "13.1"},
+	})
+}
+
+// random returns bytes that do not compress, the same every time.
+func random(n int) string {
+	b := make([]byte, n)
+	_, _ = rand.NewChaCha8([32]byte{}).Read(b) // never fails
+	return string(b)
+}
+
+// exists tells whether a name of the repository is there.
+func exists(t testing.TB, r *repo.Repository, name string) bool {
+	t.Helper()
+	_, err := os.Lstat(filepath.Join(r.Path(), name))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		t.Fatal(err)
+	}
+	return err == nil
+}
+
+// TestVectors: every layout of the vectors gives both image IDs of composefs-rs,
+// read from a layout directory as cfsctl did, or is refused.
+func TestVectors(t *testing.T) {
+	t.Parallel()
+	for _, c := range recipes.All(t) {
+		for _, a := range []fsverity.Algorithm{fsverity.SHA256, fsverity.SHA512} {
+			key := a.Name() + "-v1"
+			t.Run(c.Name+"/"+a.Name(), func(t *testing.T) {
+				t.Parallel()
+				dir := t.TempDir()
+				if err := c.Image.WriteLayout(dir, "v"); err != nil {
+					t.Fatal(err)
+				}
+				r := repotest.New(t, a)
+				for _, role := range []keyring.Role{keyring.Plain, keyring.Boot} {
+					want, ok := map[keyring.Role]map[string]string{keyring.Plain: c.Want.Plain, keyring.Boot: c.Want.Boot}[role][key]
+					if !ok {
+						continue
+					}
+					src, err := remote.Open(t.Context(), "oci:"+dir+":v", remote.Options{Platform: amd64})
+					if err != nil {
+						t.Fatal(err)
+					}
+					defer src.Close()
+					res, err := pull.Pull(t.Context(), r, src, options("img", role == keyring.Boot))
+					switch {
+					case c.Name == "selinux" && role == keyring.Boot:
+						if !errors.Is(err, bootimage.ErrSELinux) {
+							t.Errorf("an image with a SELinux policy: %v", err)
+						}
+						continue
+					case want == recipes.Refused:
+						if err == nil {
+							t.Errorf("%s: accepted", c.Want.Intent)
+						} else if strings.Contains(err.Error(), "\n") {
+							t.Errorf("error of several lines: %v", err)
+						}
+						continue
+					case err != nil:
+						t.Fatalf("%s: %v", role, err)
+					}
+					if got, ok := res.Verified.Digest(role); !ok || got.Hex() != want {
+						t.Errorf("%s image: got %s, want %s", role, got, want)
+					}
+				}
+				repotest.Check(t, r)
+			})
+		}
+	}
+}
+
+func TestPull(t *testing.T) {
+	t.Parallel()
+	r := repotest.New(t, fsverity.SHA512)
+	img := bootable(t)
+	src := &ocitest.Source{Image: img}
+	res, err := pull.Pull(t.Context(), r, src, options("quay.io/x/os:1", true))
+	if err != nil {
+		t.Fatal(err)
+	}
+	plain, _ := res.Verified.Digest(keyring.Plain)
+	boot, ok := res.Verified.Digest(keyring.Boot)
+	if !ok || plain == boot || res.Verified.Rule() != "computed" {
+		t.Errorf("verified %s and %s by %q", plain, boot, res.Verified.Rule())
+	}
+	if res.ManifestDigest != img.Descriptor.Digest || res.ConfigDigest != digest.FromBytes(img.Config) || res.Version != "13.1" || res.Architecture != "amd64" || res.Tag != "quay.io/x/os:1" {
+		t.Errorf("result %+v", res)
+	}
+	size := img.Layers[0].Size + img.Layers[1].Size
+	if s := res.Stats; s.LayersFetched != 2 || s.LayersPresent != 0 || s.BytesFetched != size || s.ObjectsNew == 0 {
+		t.Errorf("stats %+v, want 2 layers of %d bytes", s, size)
+	}
+	stored, err := oci.OpenImage(t.Context(), r, res.ManifestDigest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(stored.Images) != 2 || stored.Images["composefs.image.v1"] != plain || stored.Images["composefs.image.boot.v1"] != boot {
+		t.Errorf("images on the config: %v", stored.Images)
+	}
+	for _, l := range stored.Layers {
+		if id, err := r.LookupStream(oci.LayerStream(l.DiffID)); err != nil || id != l.Stream {
+			t.Errorf("layer %s: %s, %v", l.DiffID, id, err)
+		}
+	}
+	if d, err := oci.Resolve(r, "quay.io/x/os:1"); err != nil || d != res.ManifestDigest {
+		t.Errorf("tag: %s, %v", d, err)
+	}
+	// The plain image holds the layers, the boot image has an empty /boot.
+	root := decode(t, r, plain)
+	if n, err := root.Find("usr/prog"); err != nil || n.Size != 40000 {
+		t.Errorf("usr/prog: %+v, %v", n, err)
+	}
+	repotest.Check(t, r)
+}
+
+func decode(t *testing.T, r *repo.Repository, id fsverity.Digest) *tree.Node {
+	t.Helper()
+	f, err := r.OpenImage(t.Context(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	root, err := erofs.Decode(f, st.Size())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return root
+}
+
+// TestPullAgain: nothing is fetched or made twice, whatever the order of plain
+// and bootable pulls.
+func TestPullAgain(t *testing.T) {
+	t.Parallel()
+	r := repotest.New(t, fsverity.SHA256)
+	img := bootable(t)
+	src := &ocitest.Source{Image: img}
+	var events []string
+	run := func(name string, bootable bool) *pull.Result {
+		t.Helper()
+		o := options(name, bootable)
+		events = nil
+		o.Progress = progress.Func(func(e progress.Event) { events = append(events, fmt.Sprintf("%T %v", e, e)) })
+		o.Parallel = 1
+		res, err := pull.Pull(t.Context(), r, src, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return res
+	}
+	first := run("a", false)
+	if s := strings.Join(events, "\n"); strings.Count(s, "progress.Start {layer") != 2 || strings.Count(s, "progress.End {layer") != 2 || strings.Count(s, "{plain image bytes") != 1 {
+		t.Errorf("events:\n%s", s)
+	}
+	second := run("b", true) // adds the boot image from the stored layers
+	third := run("c", true)
+	if len(events) != 0 || third.Stats != (pull.Stats{LayersPresent: 2}) {
+		t.Errorf("third pull: %+v, events %q", third.Stats, events)
+	}
+	fourth := run("d", false)
+	if fourth.Stats.ObjectsNew != 0 {
+		t.Errorf("plain pull after a bootable one: %+v", fourth.Stats)
+	}
+	if _, ok := fourth.Verified.Digest(keyring.Boot); ok {
+		t.Error("a plain pull returns a boot image")
+	}
+	for _, l := range img.Layers {
+		if n := src.Reads(l.Digest); n != 1 {
+			t.Errorf("layer %s was fetched %d times", l.Digest, n)
+		}
+	}
+	p1, _ := first.Verified.Digest(keyring.Plain)
+	for i, res := range []*pull.Result{second, third, fourth} {
+		if p, _ := res.Verified.Digest(keyring.Plain); p != p1 {
+			t.Errorf("pull %d: plain image %s, want %s", i+2, p, p1)
+		}
+	}
+	stored, err := oci.OpenImage(t.Context(), r, first.ManifestDigest)
+	if err != nil || stored.Images["composefs.image.boot.v1"].IsZero() {
+		t.Errorf("the boot image is no longer listed: %v, %v", stored.Images, err)
+	}
+	list, _, err := oci.Images(t.Context(), r)
+	if err != nil || len(list) != 4 {
+		t.Errorf("%d tags, %v", len(list), err)
+	}
+	repotest.Check(t, r)
+}
+
+// TestForeignImageIDsAreNotBelieved: what another program lists on the config is
+// computed again, and other keys stay.
+func TestForeignImageIDsAreNotBelieved(t *testing.T) {
+	t.Parallel()
+	r := repotest.New(t, fsverity.SHA256)
+	img := bootable(t)
+	good, err := pull.Pull(t.Context(), r, &ocitest.Source{Image: img}, options("a", true))
+	if err != nil {
+		t.Fatal(err)
+	}
+	evil, err := pull.Pull(t.Context(), r, &ocitest.Source{Image: build(t, ocitest.Spec{Layers: []ocitest.Layer{osLayer(""), topLayer(t, "prog", "evil")}})}, options("evil", true))
+	if err != nil {
+		t.Fatal(err)
+	}
+	evilBoot, _ := evil.Verified.Digest(keyring.Boot)
+	stored, err := oci.OpenImage(t.Context(), r, good.ManifestDigest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v2 := put(t, r, "an image in format 2")
+	stored.Images["composefs.image.boot.v1"], stored.Images["composefs.image"] = evilBoot, v2
+	if err := errors.Join(oci.StoreImage(t.Context(), r, stored), oci.PublishImage(t.Context(), r, stored)); err != nil {
+		t.Fatal(err)
+	}
+	again, err := pull.Pull(t.Context(), r, &ocitest.Source{Image: img}, options("a", true))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, _ := good.Verified.Digest(keyring.Boot)
+	if got, _ := again.Verified.Digest(keyring.Boot); got != want {
+		t.Errorf("boot image %s, want %s", got, want)
+	}
+	if stored, err = oci.OpenImage(t.Context(), r, good.ManifestDigest); err != nil || stored.Images["composefs.image.boot.v1"] != want || stored.Images["composefs.image"] != v2 {
+		t.Errorf("listed %v, %v", stored.Images, err)
+	}
+}
+
+func put(t *testing.T, r *repo.Repository, s string) fsverity.Digest {
+	t.Helper()
+	d, err := r.PutObject(t.Context(), []byte(s))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+// TestEqualLayers: a layer that occurs twice is fetched once and stacked twice.
+func TestEqualLayers(t *testing.T) {
+	t.Parallel()
+	r := repotest.New(t, fsverity.SHA256)
+	wipe := topLayer(t, ".wh.prog", "")
+	prog := topLayer(t, "prog", strings.Repeat("p", 100))
+	img := build(t, ocitest.Spec{Layers: []ocitest.Layer{osLayer(""), prog, wipe, prog}})
+	src := &ocitest.Source{Image: img}
+	res, err := pull.Pull(t.Context(), r, src, options("a", false))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if src.Reads(img.Layers[1].Digest) != 1 || res.Stats.LayersFetched != 3 {
+		t.Errorf("%d reads, %+v", src.Reads(img.Layers[1].Digest), res.Stats)
+	}
+	plain, _ := res.Verified.Digest(keyring.Plain)
+	if n, err := decode(t, r, plain).Find("usr/prog"); err != nil || n.Size != 100 {
+		t.Errorf("usr/prog: %v", err)
+	}
+}
+
+// TestLayerPoisoning: an image that lists the diff_id of a layer of another image
+// over other bytes fails, and the other image is not changed by it, whichever
+// comes first, and if another tool has planted the layer already.
+func TestLayerPoisoning(t *testing.T) {
+	t.Parallel()
+	good := bootable(t)
+	poison := topLayer(t, "prog", strings.Repeat("evil ", 5000))
+	poison.DiffID = good.DiffIDs[1]
+	evil := build(t, ocitest.Spec{Layers: []ocitest.Layer{osLayer(""), poison}})
+	want := func() fsverity.Digest {
+		r := repotest.New(t, fsverity.SHA256)
+		res, err := pull.Pull(t.Context(), r, &ocitest.Source{Image: good}, options("good", false))
+		if err != nil {
+			t.Fatal(err)
+		}
+		d, _ := res.Verified.Digest(keyring.Plain)
+		return d
+	}()
+
+	r := repotest.New(t, fsverity.SHA256)
+	var d *oci.DigestError
+	_, err := pull.Pull(t.Context(), r, &ocitest.Source{Image: evil}, options("evil", false))
+	if !errors.As(err, &d) || d.Want != good.DiffIDs[1] {
+		t.Errorf("the evil image: %v", err)
+	}
+	if exists(t, r, "streams/"+oci.LayerStream(good.DiffIDs[1])) || exists(t, r, "streams/refs/oci/evil") {
+		t.Error("the evil layer or tag has a name")
+	}
+	// As composefs-rs would have stored it: under the name, unseen.
+	planted, err := oci.ImportLayer(t.Context(), r, bytes.NewReader(evil.Blobs[evil.Layers[1].Digest]), digest.FromBytes(poison.Tar))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.PublishStream(t.Context(), oci.LayerStream(good.DiffIDs[1]), planted.Stream); err != nil {
+		t.Fatal(err)
+	}
+	res, err := pull.Pull(t.Context(), r, &ocitest.Source{Image: good}, options("good", false))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, _ := res.Verified.Digest(keyring.Plain); got != want {
+		t.Errorf("plain image %s, want %s", got, want)
+	}
+}
+
+// flaky fails on some blobs and counts calls.
+type flaky struct {
+	ocitest.Source
+	resolved int
+}
+
+func (f *flaky) Resolve(ctx context.Context) (oci.Resolved, error) {
+	f.resolved++
+	return f.Source.Resolve(ctx)
+}
+
+// TestBadSources: each gives one error of the right type, and no name.
+func TestBadSources(t *testing.T) {
+	t.Parallel()
+	edit := func(t *testing.T, img *ocitest.Image, change func(m *v1.Manifest)) *ocitest.Image {
+		t.Helper()
+		var m v1.Manifest
+		if err := json.Unmarshal(img.Manifest, &m); err != nil {
+			t.Fatal(err)
+		}
+		change(&m)
+		if err := img.SetManifest(m); err != nil {
+			t.Fatal(err)
+		}
+		return img
+	}
+	fault := func(kind int, change func([]byte) []byte) func(t *testing.T) oci.Source {
+		return func(t *testing.T) oci.Source {
+			t.Helper()
+			img := bootable(t)
+			s := &ocitest.Source{Image: img}
+			s.Fault = func(d v1.Descriptor, r io.Reader) (io.Reader, error) {
+				if d.Digest != append([]v1.Descriptor{{Digest: digest.FromBytes(img.Config)}}, img.Layers...)[kind].Digest {
+					return r, nil
+				}
+				b, err := io.ReadAll(r)
+				return bytes.NewReader(change(bytes.Clone(b))), err
+			}
+			return s
+		}
+	}
+	const config, base, top = 0, 1, 2
+	cut := func(b []byte) []byte { return b[:len(b)/2] }
+	grow := func(b []byte) []byte { return append(b, "more"...) }
+	flip := func(b []byte) []byte { b[len(b)/2] ^= 1; return b }
+	image := func(s ocitest.Spec) func(t *testing.T) oci.Source {
+		return func(t *testing.T) oci.Source { t.Helper(); return &ocitest.Source{Image: build(t, s)} }
+	}
+	layers := func(ls ...ocitest.Layer) func(t *testing.T) oci.Source { return image(ocitest.Spec{Layers: ls}) }
+	edited := func(change func(m *v1.Manifest)) func(t *testing.T) oci.Source {
+		return func(t *testing.T) oci.Source {
+			t.Helper()
+			return &ocitest.Source{Image: edit(t, bootable(t), change)}
+		}
+	}
+	without := func(name string) ocitest.Layer {
+		var kept []string
+		for _, line := range strings.SplitAfter(osLayer("").Dump, "\n") {
+			if !strings.HasPrefix(line, "/"+name+" ") && !strings.HasPrefix(line, "/"+name+"/") {
+				kept = append(kept, line)
+			}
+		}
+		return ocitest.Layer{Dump: strings.Join(kept, "")}
+	}
+	for _, tc := range []struct {
+		name string
+		src  func(t *testing.T) oci.Source
+		want any
+		text string
+	}{
+		{"config cut", fault(config, cut), new(*oci.DigestError), "want"},
+		{"config grown", fault(config, grow), new(*oci.DigestError), "at least"},
+		{"config changed", fault(config, flip), new(*oci.DigestError), "got digest"},
+		{"layer cut", fault(base, cut), new(*oci.DigestError), "layer 1 of 2"},
+		{"layer grown", fault(base, grow), new(*oci.DigestError), "layer 1 of 2"},
+		{"layer changed", fault(top, flip), nil, "layer 2 of 2"},
+		{"layer empty", fault(top, func([]byte) []byte { return nil }), new(*oci.DigestError), "got 0 bytes"},
+		{"false diff_id", layers(ocitest.Layer{Dump: osLayer("").Dump, DiffID: digest.FromString("x")}), new(*oci.DigestError), "uncompressed layer"},
+		{"layer of another media type", layers(ocitest.Layer{Dump: osLayer("").Dump, MediaType: "application/vnd.example"}), new(*oci.MediaTypeError), "application/vnd.example"},
+		{"layer that is no tar", layers(ocitest.Layer{Tar: bytes.Repeat([]byte("no tar "), 1000)}), new(*oci.FormatError), "invalid tar header"},
+		{"config size differs", edited(func(m *v1.Manifest) { m.Config.Size++ }), new(*oci.DigestError), "bytes"},
+		{"config too large", edited(func(m *v1.Manifest) { m.Config.Size = 1 << 40 }), new(*oci.FormatError), "limit"},
+		{"layer larger than the disk", edited(func(m *v1.Manifest) { m.Layers[1].Size = 1 << 60 }), new(*durable.SpaceError), "no space"},
+		{"layers whose sizes overflow", edited(func(m *v1.Manifest) { m.Layers[0].Size, m.Layers[1].Size = 1<<63-1, 1<<63-1 }), new(*durable.SpaceError), "no space"},
+		{"fewer layers than diff_ids", edited(func(m *v1.Manifest) { m.Layers = m.Layers[:1] }), new(*oci.FormatError), "2 diff_ids for 1 layers"},
+		{"layers in another order", edited(func(m *v1.Manifest) { m.Layers[0], m.Layers[1] = m.Layers[1], m.Layers[0] }), new(*oci.DigestError), "uncompressed layer"},
+		{"artifact", edited(func(m *v1.Manifest) { m.Config.MediaType = v1.MediaTypeEmptyJSON }), new(*oci.MediaTypeError), "a container image"},
+		{"another architecture", image(ocitest.Spec{Layers: []ocitest.Layer{osLayer("")}, Platform: v1.Platform{OS: "linux", Architecture: "riscv64"}}), new(*oci.PlatformError), "is not for linux/amd64, but for linux/riscv64"},
+		{"another system", image(ocitest.Spec{Layers: []ocitest.Layer{osLayer("")}, Platform: v1.Platform{OS: "windows", Architecture: "amd64"}}), new(*oci.PlatformError), "windows/amd64"},
+		{"no /usr", layers(without("usr")), new(*tree.RequiredError), "/usr"},
+		{"no /boot", layers(without("boot")), new(*tree.RequiredError), "/boot"},
+		{"no /sysroot", layers(without("sysroot")), new(*tree.RequiredError), "/sysroot"},
+		{"/boot is a file", layers(without("boot"), ocitest.Layer{Dump: "/ 4096 40755 2 0 0 0 0.0 - - -\n/boot 1 100644 1 0 0 0 0.0 - x -\n"}), new(*tree.RequiredError), "/boot"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			r := repotest.New(t, fsverity.SHA256)
+			src := tc.src(t)
+			res, err := pull.Pull(t.Context(), r, src, options("img", true))
+			if err == nil {
+				t.Fatalf("accepted: %+v", res)
+			}
+			if tc.want != nil && !errors.As(err, tc.want) {
+				t.Errorf("got %v (%T), want %T", err, err, tc.want)
+			}
+			if !strings.Contains(err.Error(), tc.text) || strings.Contains(err.Error(), "\n") {
+				t.Errorf("error %q, want one line with %q", err, tc.text)
+			}
+			noImageNames(t, r)
+			repotest.Check(t, r)
+		})
+	}
+}
+
+// noImageNames: after a failed pull only complete layers have names.
+func noImageNames(t *testing.T, r *repo.Repository) {
+	t.Helper()
+	for _, kind := range []repo.Kind{repo.Images, repo.Streams} {
+		for name, err := range r.Names(kind) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			diffID, ok := strings.CutPrefix(name, "oci-layer-")
+			if !ok {
+				t.Errorf("%s/%s was published", kind, name)
+				continue
+			}
+			id, err := r.LookupStream(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := oci.VerifyLayer(t.Context(), r, digest.Digest(diffID), id); err != nil {
+				t.Errorf("published layer: %v", err)
+			}
+		}
+		for ref, err := range r.Refs(kind, "") {
+			t.Errorf("ref %s of %s was published (%v)", ref.Name, kind, err)
+		}
+	}
+}
+
+// TestNothingIsFetchedInVain: what can be refused before the source is asked is.
+func TestNothingIsFetchedInVain(t *testing.T) {
+	t.Parallel()
+	img := bootable(t)
+	for _, tc := range []struct {
+		name string
+		make func(t *testing.T) (*repo.Repository, pull.Options)
+		want any
+	}{
+		{"bad tag", func(t *testing.T) (*repo.Repository, pull.Options) {
+			t.Helper()
+			return repotest.New(t, fsverity.SHA256), options("@x", false)
+		}, nil},
+		{"unknown feature", func(t *testing.T) (*repo.Repository, pull.Options) {
+			t.Helper()
+			dir := t.TempDir()
+			meta := `{"version":1,"algorithm":"fsverity-sha256-12","features":{"read-only-compatible":["v1_erofs","future"]},"erofs_formats":{"default":1}}`
+			if err := os.WriteFile(filepath.Join(dir, "meta.json"), []byte(meta), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			return openDir(t, dir), options("a", false)
+		}, new(*repo.FeatureError)},
+		{"format that is not written", func(t *testing.T) (*repo.Repository, pull.Options) {
+			t.Helper()
+			dir := t.TempDir()
+			meta := `{"version":1,"algorithm":"fsverity-sha256-12","erofs_formats":{"default":2}}`
+			if err := os.WriteFile(filepath.Join(dir, "meta.json"), []byte(meta), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			return openDir(t, dir), options("a", false)
+		}, nil},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			r, o := tc.make(t)
+			src := &flaky{Source: ocitest.Source{Image: img}}
+			_, err := pull.Pull(t.Context(), r, src, o)
+			if err == nil || (tc.want != nil && !errors.As(err, tc.want)) {
+				t.Errorf("got %v, want %T", err, tc.want)
+			}
+			if src.resolved != 0 {
+				t.Error("the source was asked")
+			}
+		})
+	}
+}
+
+func openDir(t *testing.T, path string) *repo.Repository {
+	t.Helper()
+	dir, err := durable.OpenDir(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { dir.Close() })
+	return repotest.Open(t, dir)
+}
+
+// TestPolicyDecides: a refused image has no name and moves no tag.
+func TestPolicyDecides(t *testing.T) {
+	t.Parallel()
+	r := repotest.New(t, fsverity.SHA256)
+	img := bootable(t)
+	first, err := pull.Pull(t.Context(), r, &ocitest.Source{Image: img}, options("os", true))
+	if err != nil {
+		t.Fatal(err)
+	}
+	boot, _ := first.Verified.Digest(keyring.Boot)
+	other := build(t, ocitest.Spec{Layers: []ocitest.Layer{osLayer(""), topLayer(t, "prog", "other")}})
+	for name, policy := range map[string]keyring.Policy{"other pin": keyring.Pinned{Digests: []fsverity.Digest{boot}}, "no pin": keyring.Pinned{}, "no policy": nil} {
+		for _, what := range []*ocitest.Image{other, img} { // not stored yet, and stored
+			if what == img && name == "other pin" {
+				continue
+			}
+			o := options("os", true)
+			o.Policy = policy
+			_, err := pull.Pull(t.Context(), r, &ocitest.Source{Image: what}, o)
+			var p *keyring.PolicyError
+			if !errors.As(err, &p) {
+				t.Errorf("%s: %v, want a *keyring.PolicyError", name, err)
+			}
+		}
+	}
+	if d, err := oci.Resolve(r, "os"); err != nil || d != first.ManifestDigest {
+		t.Errorf("the tag moved to %s, %v", d, err)
+	}
+	if exists(t, r, "streams/"+oci.ManifestStream(other.Descriptor.Digest)) {
+		t.Error("the refused image has a name")
+	}
+	o := options("os", true)
+	o.Policy = keyring.Pinned{Digests: []fsverity.Digest{boot}}
+	res, err := pull.Pull(t.Context(), r, &ocitest.Source{Image: img}, o)
+	if err != nil || res.Verified.Rule() != "pinned" {
+		t.Errorf("the pinned image: %v, %v", res, err)
+	}
+}
+
+// TestInterruptedPull: what was complete is not fetched again.
+func TestInterruptedPull(t *testing.T) {
+	t.Parallel()
+	img := bootable(t)
+	r := repotest.New(t, fsverity.SHA256)
+	broken := errors.New("cable")
+	src := &ocitest.Source{Image: img, Fault: func(d v1.Descriptor, r io.Reader) (io.Reader, error) {
+		if d.Digest == img.Layers[0].Digest { // the smaller one, so it comes last
+			return nil, broken
+		}
+		return r, nil
+	}}
+	o := options("os", true)
+	o.Parallel = 1
+	if img.Layers[0].Size > img.Layers[1].Size {
+		t.Fatal("the test needs a larger top layer")
+	}
+	if _, err := pull.Pull(t.Context(), r, src, o); !errors.Is(err, broken) {
+		t.Fatalf("got %v", err)
+	}
+	noImageNames(t, r)
+	src.Fault = nil
+	res, err := pull.Pull(t.Context(), r, src, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := src.Reads(img.Layers[1].Digest); n != 1 || res.Stats.LayersFetched != 1 || res.Stats.LayersPresent != 1 {
+		t.Errorf("the complete layer was read %d times; %+v", n, res.Stats)
+	}
+	repotest.Check(t, r)
+}
+
+func TestCancelledPull(t *testing.T) {
+	t.Parallel()
+	img := bootable(t)
+	r := repotest.New(t, fsverity.SHA256)
+	ctx, cancel := context.WithCancel(t.Context())
+	src := &ocitest.Source{Image: img, Fault: func(_ v1.Descriptor, r io.Reader) (io.Reader, error) {
+		return io.MultiReader(io.LimitReader(r, 50), readerFunc(func([]byte) (int, error) {
+			cancel()
+			<-ctx.Done()
+			return 0, ctx.Err()
+		})), nil
+	}}
+	src.Fault = func(fault func(v1.Descriptor, io.Reader) (io.Reader, error)) func(v1.Descriptor, io.Reader) (io.Reader, error) {
+		return func(d v1.Descriptor, r io.Reader) (io.Reader, error) {
+			if d.Digest == digest.FromBytes(img.Config) {
+				return r, nil
+			}
+			return fault(d, r)
+		}
+	}(src.Fault)
+	if _, err := pull.Pull(ctx, r, src, options("os", true)); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	noImageNames(t, r)
+	repotest.Check(t, r)
+}
+
+type readerFunc func(p []byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
+
+// TestManyLayersInParallel also gives the race detector something to look at.
+func TestManyLayersInParallel(t *testing.T) {
+	t.Parallel()
+	spec := ocitest.Spec{Layers: []ocitest.Layer{osLayer("")}}
+	for i := range 12 {
+		spec.Layers = append(spec.Layers, topLayer(t, fmt.Sprintf("f%d", i%5), strings.Repeat(fmt.Sprintf("%d ", i), 200+i)))
+	}
+	img := build(t, spec)
+	var want fsverity.Digest
+	for _, parallel := range []int{1, 4, 20} {
+		r := repotest.New(t, fsverity.SHA512)
+		o := options("a", true)
+		o.Parallel = parallel
+		res, err := pull.Pull(t.Context(), r, &ocitest.Source{Image: img}, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, _ := res.Verified.Digest(keyring.Boot)
+		if want.IsZero() {
+			want = got
+		}
+		if got != want {
+			t.Errorf("%d at a time: %s, want %s", parallel, got, want)
+		}
+	}
+}
