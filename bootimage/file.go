@@ -2,6 +2,7 @@ package bootimage
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -63,14 +64,14 @@ func Open(n *tree.Node, o ObjectOpener) (io.ReadCloser, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &object{f: f, left: n.Size}, nil
+	return &object{f: f, size: n.Size, left: n.Size}, nil
 }
 
 // object reads exactly the bytes that the tree says: an object of another size is
 // not the file's.
 type object struct {
-	f    *os.File
-	left int64
+	f          *os.File
+	size, left int64
 }
 
 func (r *object) Read(p []byte) (int, error) {
@@ -79,18 +80,19 @@ func (r *object) Read(p []byte) (int, error) {
 	}
 	if r.left == 0 {
 		var more [1]byte
-		if n, err := r.f.Read(more[:]); n > 0 || err != nil && err != io.EOF { //nolint:errorlint // os.File returns io.EOF itself
-			return 0, fmt.Errorf("object %q goes on after its %s", r.f.Name(), "end")
+		n, err := r.f.Read(more[:])
+		if n > 0 {
+			return 0, fmt.Errorf("object %q has more than %d bytes", r.f.Name(), r.size)
 		}
-		return 0, io.EOF
+		return 0, err
 	}
 	if int64(len(p)) > r.left {
 		p = p[:r.left]
 	}
 	n, err := r.f.Read(p)
 	r.left -= int64(n)
-	if n == 0 && err == io.EOF { //nolint:errorlint // os.File returns io.EOF itself
-		return 0, io.ErrUnexpectedEOF
+	if n == 0 && errors.Is(err, io.EOF) {
+		return 0, fmt.Errorf("object %q has %d bytes, want %d", r.f.Name(), r.size-r.left, r.size)
 	}
 	return n, err
 }
