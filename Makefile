@@ -1,0 +1,63 @@
+# cfsboot. `make demo` and `make test` are the two commands of the README; both install what they need (as root on Debian 12 or 13)
+# and keep what they download or build in ${XDG_CACHE_HOME:-~/.cache}/cfsboot.
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+VERSION     := $(shell git describe --always --dirty 2>/dev/null || echo devel)
+GO          := $(shell packaging/bootstrap.sh)
+CACHE       := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/cfsboot
+GOBUILD     := CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X main.version=$(VERSION)"
+LAB         := $(GO) run ./tests/vm/cmd/lab
+FUZZTIME    ?= 30s
+export PATH := $(dir $(GO)):$(PATH):$(CACHE)/mkcomposefs/bin:$(CACHE)/cfsctl/bin
+
+.PHONY: all build demo test setup check unit oracle root vm bench interop lint fuzz deps clean
+all: build
+
+build: ## static programs in bin/
+	$(GOBUILD) -o bin/cfsboot ./cmd/cfsboot
+	$(GOBUILD) -o bin/cfsboot-setup-root ./cmd/cfsboot-setup-root
+
+demo: setup ## from a registry to a booted machine, an upgrade and a rollback, as a transcript
+	$(LAB) demo
+
+test: setup check unit oracle root vm ## everything that CI runs
+
+setup: ## packages, kernel and images that the tests need
+	$(LAB) setup
+
+check: ## formatting, module file, vet, staticcheck
+	@out=$$(gofmt -l .); [ -z "$$out" ] || { echo "not formatted: $$out"; exit 1; }
+	$(GO) mod tidy -diff
+	$(GO) mod verify
+	$(GO) vet ./...
+	$(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...
+
+unit: ## no root, no network beyond loopback
+	$(GO) test ./...
+
+oracle: ## our bytes against mkcomposefs and other tools that setup installed
+	CFSBOOT_REQUIRE_ORACLES=1 $(GO) test -count=1 -run Oracle ./...
+
+root: ## fs-verity, EROFS and overlayfs of a real kernel, in User Mode Linux
+	$(LAB) umltest $(shell grep -rlE '^func TestRoot' --include='*_test.go' . | xargs -r -n1 dirname | sort -u)
+
+vm: ## whole machines in QEMU, the demo among them
+	CFSBOOT_VM_TESTS=1 $(GO) test -count=1 -v -timeout 40m ./tests/vm/...
+
+interop: ## cfsctl of composefs-rs into the cache (5 minutes), then the tests that use it
+	[ -x $(CACHE)/cfsctl/bin/cfsctl ] || cargo install --root $(CACHE)/cfsctl composefs-ctl@0.9.4
+	CFSBOOT_REQUIRE_ORACLES=1 CFSBOOT_REQUIRE_CFSCTL=1 $(GO) test -count=1 -run Oracle ./...
+
+lint: ## golangci-lint with .golangci.yml
+	$(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0 run ./...
+
+fuzz: ## each fuzz target for FUZZTIME
+	for p in $$($(GO) list ./...); do for f in $$($(GO) test -list '^Fuzz' $$p | grep ^Fuzz || true); do \
+		$(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$p; done; done
+
+deps: ## rewrite cmd/*/deps.txt
+	CFSBOOT_UPDATE_DEPS=1 $(GO) test -count=1 -run TestDeps ./internal/archtest
+
+clean:
+	rm -rf bin

@@ -1,0 +1,120 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"time"
+
+	"golang.org/x/term"
+
+	"github.com/cfsboot/cfsboot/internal/durable"
+	"github.com/cfsboot/cfsboot/internal/progress"
+	"github.com/cfsboot/cfsboot/repo"
+)
+
+// lockWait is how long a command waits for another one that holds the repository before it gives up with status 7.
+const lockWait = 10 * time.Second
+
+// env is what commands share: streams, global flags, the logger and the progress display.
+type env struct {
+	stdin, stdout, stderr *os.File
+
+	opts struct {
+		repo, progress       string
+		json, quiet, verbose bool
+	}
+	logger   *slog.Logger
+	renderer progress.Renderer
+}
+
+func newEnv(stdin, stdout, stderr *os.File) *env {
+	return &env{stdin: stdin, stdout: stdout, stderr: stderr, logger: slog.New(slog.DiscardHandler)}
+}
+
+// start makes logger and progress display after the flags are known.
+func (e *env) start() error {
+	if e.opts.verbose {
+		e.logger = slog.New(slog.NewTextHandler(e.stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	} else if !e.opts.quiet {
+		e.logger = slog.New(slog.NewTextHandler(e.stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	}
+	mode := e.opts.progress
+	if e.opts.quiet {
+		mode = "none"
+	}
+	if mode == "auto" {
+		mode = "plain"
+		if term.IsTerminal(int(e.stderr.Fd())) {
+			mode = "tty"
+		}
+	}
+	switch mode {
+	case "tty":
+		width, _, err := term.GetSize(int(e.stderr.Fd()))
+		if err != nil {
+			width = 80
+		}
+		e.renderer = progress.NewTerminal(e.stderr, width, time.Now)
+	case "plain":
+		e.renderer = progress.NewPlain(e.stderr, time.Now)
+	case "json":
+		e.renderer = progress.NewJSON(e.stderr, time.Now)
+	case "none":
+	default:
+		return usageError{"cfsboot", errors.New("--progress must be auto, tty, plain, json or none, got " + mode)}
+	}
+	return nil
+}
+
+// finish clears the progress display.
+func (e *env) finish() {
+	if e.renderer != nil {
+		e.renderer.Close()
+	}
+}
+
+// reporter returns the progress display, or nil without one.
+func (e *env) reporter() progress.Reporter {
+	if e.renderer == nil {
+		return nil
+	}
+	return e.renderer
+}
+
+// repoPath is the repository that --repo names, else the default of the user who runs the command.
+func (e *env) repoPath() (string, error) {
+	if e.opts.repo != "" {
+		return e.opts.repo, nil
+	}
+	path, err := repo.DefaultPath(os.Geteuid(), os.Getenv("HOME"))
+	if err != nil {
+		return "", fmt.Errorf("%w; name one with --repo PATH", err)
+	}
+	return path, nil
+}
+
+// withRepo opens the repository, calls f and closes it.
+func (e *env) withRepo(ctx context.Context, f func(*repo.Repository) error) (err error) {
+	path, err := e.repoPath()
+	if err != nil {
+		return err
+	}
+	dir, err := durable.OpenDir(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("no repository at %s: %w; create one with cfsboot repo init --repo PATH, or name another with --repo", path, err)
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, dir.Close()) }()
+	r, err := repo.Open(ctx, dir, repo.Options{Logger: e.logger, LockWait: lockWait})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, r.Close()) }()
+	return f(r)
+}

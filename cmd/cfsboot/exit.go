@@ -1,0 +1,121 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"github.com/spf13/cobra"
+
+	"github.com/cfsboot/cfsboot/deploy"
+	"github.com/cfsboot/cfsboot/erofs"
+	"github.com/cfsboot/cfsboot/fsverity"
+	"github.com/cfsboot/cfsboot/internal/durable"
+	"github.com/cfsboot/cfsboot/keyring"
+	"github.com/cfsboot/cfsboot/repo"
+	"github.com/cfsboot/cfsboot/repo/oci"
+	"github.com/cfsboot/cfsboot/repo/remote"
+	"github.com/cfsboot/cfsboot/repo/splitstream"
+)
+
+// usageError is a command line that cannot be meant: an unknown flag, a missing argument.
+type usageError struct {
+	command string
+	err     error
+}
+
+func (e usageError) Error() string {
+	return fmt.Sprintf("%s: %v (see %s --help)", e.command, e.err, e.command)
+}
+func (e usageError) Unwrap() error { return e.err }
+
+func usageErrorf(c *cobra.Command, format string, args ...any) error {
+	return usageError{c.CommandPath(), fmt.Errorf(format, args...)}
+}
+
+// interrupted is whatever a command returned after SIGINT or SIGTERM.
+type interrupted struct{ err error }
+
+func (e interrupted) Error() string { return "interrupted: " + e.err.Error() }
+func (e interrupted) Unwrap() error { return e.err }
+
+// class is a kind of failure that users and scripts tell apart.
+type class struct {
+	name   string
+	exit   int
+	match  func(error) bool
+	advice string
+}
+
+// classes maps errors to exit statuses; the first match wins. Every other error is "failed", status 1.
+var classes = []class{
+	{"interrupted", 130, func(err error) bool { return is[interrupted](err) || errors.Is(err, context.Canceled) }, "run the command again: it goes on from what is complete"},
+	{"usage", 2, is[usageError], ""},
+	{"locked", 7, is[*repo.LockedError], "wait for the other process to end, or stop it"},
+	{"no-space", 4, is[*durable.SpaceError], "free space there, or use a larger file system"},
+	{"conflict", 6, is[*deploy.ConflictError], "change the files named above back, or move them away, and run the command again"},
+	{"refused", 3, func(err error) bool { return is[*deploy.RefusedError](err) || is[*keyring.PolicyError](err) }, ""},
+	{"integrity", 8, func(err error) bool {
+		return is[*fsverity.MismatchError](err) || is[*erofs.FormatError](err) || is[*splitstream.FormatError](err) || is[*oci.DigestError](err)
+	}, "the data is not what its name says: nothing of it was used"},
+	{"network", 5, is[*remote.Error], "check the reference, the network and the credentials; a repeated run keeps what is complete"},
+	{"unsupported", 1, func(err error) bool { return errors.Is(err, errors.ErrUnsupported) }, ""},
+	{"not-found", 1, func(err error) bool { return errors.Is(err, fs.ErrNotExist) }, ""},
+	{"permission", 1, func(err error) bool { return errors.Is(err, fs.ErrPermission) }, "run it as root"},
+}
+
+func is[T error](err error) bool {
+	var target T
+	return errors.As(err, &target)
+}
+
+// classify returns the class of an error; the last resort is "failed".
+func classify(err error) class {
+	for _, c := range classes {
+		if c.match(err) {
+			return c
+		}
+	}
+	return class{name: "failed", exit: 1}
+}
+
+// errorReport is what --json prints on standard error for a failure.
+type errorReport struct {
+	Error struct {
+		Class   string `json:"class"`
+		Message string `json:"message"`
+		Advice  string `json:"advice,omitempty"`
+		Details any    `json:"details,omitempty"`
+	} `json:"error"`
+}
+
+// fail prints an error once, in the form that was asked for, and returns its exit status.
+func (e *env) fail(err error) int {
+	c := classify(err)
+	if e.opts.json {
+		var r errorReport
+		r.Error.Class, r.Error.Message, r.Error.Advice = c.name, err.Error(), c.advice
+		r.Error.Details = details(err)
+		_ = writeJSON(e.stderr, r) // nothing is left to tell it to
+		return c.exit
+	}
+	fmt.Fprintf(e.stderr, "cfsboot: %v\n", err)
+	if c.advice != "" {
+		fmt.Fprintf(e.stderr, "cfsboot: %s\n", c.advice)
+	}
+	return c.exit
+}
+
+// details returns the fields of an error that scripts may want, or nil.
+func details(err error) any {
+	var space *durable.SpaceError
+	if errors.As(err, &space) {
+		return map[string]any{"where": space.Where, "need_bytes": space.Need, "have_bytes": space.Have}
+	}
+	var mismatch *fsverity.MismatchError
+	if errors.As(err, &mismatch) {
+		return map[string]any{"where": mismatch.Where, "got": mismatch.Got.String(), "want": mismatch.Want.String()}
+	}
+	return nil
+}

@@ -1,0 +1,39 @@
+// Command cfsboot keeps an image-mode Linux machine up to date: it pulls bootable OCI images into a composefs repository, deploys
+// them beside the running system and switches between them. Each command parses its flags, calls one library function and renders
+// what that returns; everything else lives in the packages below.
+package main
+
+import (
+	"context"
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+// version is set by the build (-ldflags "-X main.version=…").
+var version = "devel"
+
+func main() {
+	os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+}
+
+// run executes one command line and returns the exit status. SIGINT and SIGTERM cancel the context: what is running stops at the
+// next safe point, and the next run repairs or resumes it. A second signal ends the process at once.
+func run(args []string, stdin, stdout, stderr *os.File) int {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	context.AfterFunc(ctx, stop)
+
+	e := newEnv(stdin, stdout, stderr)
+	cmd := newRootCommand(e)
+	cmd.SetArgs(args)
+	err := cmd.ExecuteContext(ctx)
+	e.finish()
+	if err == nil {
+		return 0
+	}
+	if ctx.Err() != nil {
+		err = interrupted{err}
+	}
+	return e.fail(err)
+}
