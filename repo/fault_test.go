@@ -26,7 +26,7 @@ type step struct {
 }
 
 func publishStream(ctx context.Context, r *repo.Repository, name string, seed int) error {
-	id, err := stream(ctx, r, pattern(5000, seed), pattern(150_000, seed))
+	id, err := stream(ctx, r, pattern(5000, seed), pattern(70_000, seed))
 	if err != nil {
 		return err
 	}
@@ -55,32 +55,32 @@ var steps = []step{
 	{
 		name: "object",
 		run: func(ctx context.Context, r *repo.Repository) error {
-			_, _, err := store(ctx, r, pattern(100_000, 4), 9000)
+			_, _, err := store(ctx, r, pattern(70_000, 4), 9000)
 			return err
 		},
 		done: func(r *repo.Repository) error {
-			_, err := r.ReadObject(context.Background(), sum(pattern(100_000, 4)), 1<<20)
+			_, err := r.ReadObject(context.Background(), sum(pattern(70_000, 4)), 1<<20)
 			return err
 		},
 	},
 	{
 		name: "damaged object",
 		prepare: func(ctx context.Context, r *repo.Repository) error {
-			d, err := r.PutObject(ctx, pattern(100_000, 4))
+			d, err := r.PutObject(ctx, pattern(70_000, 4))
 			if err != nil {
 				return err
 			}
 			if err := r.Sync(ctx); err != nil {
 				return err
 			}
-			return os.Truncate(objectFile(r, d), 5)
+			return errors.Join(os.Remove(objectFile(r, d)), os.WriteFile(objectFile(r, d), []byte("short"), 0o600))
 		},
 		run: func(ctx context.Context, r *repo.Repository) error {
-			_, _, err := store(ctx, r, pattern(100_000, 4), 9000)
+			_, _, err := store(ctx, r, pattern(70_000, 4), 9000)
 			return err
 		},
 		done: func(r *repo.Repository) error {
-			_, err := r.ReadObject(context.Background(), sum(pattern(100_000, 4)), 1<<20)
+			_, err := r.ReadObject(context.Background(), sum(pattern(70_000, 4)), 1<<20)
 			return err
 		},
 	},
@@ -217,57 +217,69 @@ func (s step) soundAfterPowerLoss(t *testing.T, fs *durabletest.FS, when string)
 	}
 }
 
+// everyCall runs body for call 0, 1, ... in a test of its own, so that each cleans
+// up, until body says that there was no such call.
+func everyCall(t *testing.T, body func(t *testing.T, n int) (more bool)) {
+	t.Helper()
+	for n, more := 0, true; more; n++ {
+		t.Run(fmt.Sprint(n), func(t *testing.T) { more = body(t, n) })
+		if t.Failed() {
+			return
+		}
+		if !more && n < 2 {
+			t.Fatalf("only %d calls were seen", n)
+		}
+	}
+}
+
 // TestPublishSurvivesEveryFault lets each mutating call fail in turn.
 func TestPublishSurvivesEveryFault(t *testing.T) {
 	for _, s := range steps {
-		t.Run(s.name, func(t *testing.T) {
-			t.Parallel()
-			for n := 0; ; n++ {
-				fs, r := s.begin(t)
-				errno := []error{unix.EIO, unix.ENOSPC}[n%2]
-				fs.FailAt(n, errno)
-				err := s.full(t.Context(), r)
-				if !fs.Triggered() {
-					must(t, err)
-					if n < 2 {
-						t.Fatalf("only %d calls were seen", n)
-					}
-					return
-				}
-				when := fmt.Sprintf("fault %d (%s)", n, fs.Op(n))
-				if !errors.Is(err, errno) {
-					t.Fatalf("%s: got %v, want %v", when, err, errno)
-				}
-				s.soundAfterPowerLoss(t, fs, when)
-				s.sound(t, fs, when)
-			}
-		})
+		t.Run(s.name, func(t *testing.T) { everyCall(t, s.survivesFault) })
 	}
+}
+
+func (s step) survivesFault(t *testing.T, n int) bool {
+	fs, r := s.begin(t)
+	errno := []error{unix.EIO, unix.ENOSPC}[n%2]
+	fs.FailAt(n, errno)
+	err := s.full(t.Context(), r)
+	if !fs.Triggered() {
+		must(t, err)
+		return false
+	}
+	when := fmt.Sprintf("fault %d (%s)", n, fs.Op(n))
+	if !errors.Is(err, errno) {
+		t.Fatalf("%s: got %v, want %v", when, err, errno)
+	}
+	s.soundAfterPowerLoss(t, fs, when)
+	s.sound(t, fs, when)
+	return true
 }
 
 // TestPublishSurvivesEveryKill ends the process before and after each mutating
 // call, with and without a power cut.
 func TestPublishSurvivesEveryKill(t *testing.T) {
 	for _, s := range steps {
-		t.Run(s.name, func(t *testing.T) {
-			t.Parallel()
-			for n := 0; ; n++ {
-				for _, side := range []durabletest.When{durabletest.Before, durabletest.After} {
-					fs, r := s.begin(t)
-					fs.KillAt(n, side)
-					err := s.full(t.Context(), r)
-					if !fs.Triggered() {
-						must(t, err)
-						return
-					}
-					when := fmt.Sprintf("killed at %d (%s), side %d", n, fs.Op(n), side)
-					must(t, r.Close()) // the kernel closes what a dead process had open
-					s.soundAfterPowerLoss(t, fs, when)
-					s.sound(t, fs, when)
-				}
-			}
-		})
+		t.Run(s.name, func(t *testing.T) { everyCall(t, s.survivesKill) })
 	}
+}
+
+func (s step) survivesKill(t *testing.T, n int) bool {
+	for _, side := range []durabletest.When{durabletest.Before, durabletest.After} {
+		fs, r := s.begin(t)
+		fs.KillAt(n, side)
+		err := s.full(t.Context(), r)
+		if !fs.Triggered() {
+			must(t, err)
+			return false
+		}
+		when := fmt.Sprintf("killed at %d (%s), side %d", n, fs.Op(n), side)
+		must(t, r.Close()) // the kernel closes what a dead process had open
+		s.soundAfterPowerLoss(t, fs, when)
+		s.sound(t, fs, when)
+	}
+	return true
 }
 
 // TestInitSurvivesEveryFault: meta.json is absent or complete, and Init can be

@@ -255,6 +255,7 @@ func TestImageLookup(t *testing.T) {
 		t.Errorf("planted link: got %v, want a MismatchError", err)
 	}
 	// The object of an image has other content.
+	must(t, os.Remove(objectFile(r, other)))
 	must(t, os.WriteFile(objectFile(r, other), pattern(4096, 9), 0o600))
 	if _, err := r.OpenImage(ctx, other); !errors.As(err, &mismatch) {
 		t.Errorf("changed content: got %v, want a MismatchError", err)
@@ -366,7 +367,7 @@ func TestCheckFinds(t *testing.T) {
 	}
 	for want, damage := range map[string]func(t *testing.T, r *repo.Repository, object, id fsverity.Digest) error{
 		"object-digest-mismatch": func(_ *testing.T, r *repo.Repository, object, _ fsverity.Digest) error {
-			return os.WriteFile(objectFile(r, object), nil, 0o600)
+			return errors.Join(os.Remove(objectFile(r, object)), os.WriteFile(objectFile(r, object), nil, 0o600))
 		},
 		"object-invalid-name": func(_ *testing.T, r *repo.Repository, object, _ fsverity.Digest) error {
 			return os.WriteFile(objectFile(r, object)+"0", nil, 0o600)
