@@ -3,7 +3,6 @@ package deploy
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"slices"
@@ -51,7 +50,7 @@ func (r *statusReader) readBooted() {
 	case err == nil:
 		r.in.Booted = booted
 	case !errors.Is(err, fs.ErrNotExist):
-		r.problem(ProblemBooted, "", err)
+		r.problem(ProblemBooted, hintRoot(err), err)
 	}
 }
 
@@ -111,7 +110,7 @@ func (r *statusReader) readTop() {
 			return
 		}
 		if err != nil {
-			r.problem(ProblemSysroot, "", err)
+			r.problem(ProblemSysroot, hintRoot(err), err)
 			return
 		}
 		defer top.Close() //nolint:errcheck // nothing was written
@@ -196,7 +195,7 @@ func (r *statusReader) openESP() (*durable.Dir, error) {
 // hintRoot tells a person without privileges that they are what is missing.
 func hintRoot(err error) string {
 	if errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM) {
-		return fmt.Sprintf("run as root to see more than user %d may", os.Geteuid())
+		return "run as root to see it"
 	}
 	return ""
 }

@@ -9,12 +9,14 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/cfsboot/cfsboot/bootimage/bls"
 	"github.com/cfsboot/cfsboot/deploy"
@@ -410,6 +412,37 @@ func TestReadStatus(t *testing.T) {
 	want := deploy.NewStatus(m.in)
 	if diff := cmp.Diff(string(statusJSON(t, want)), string(statusJSON(t, got))); diff != "" {
 		t.Errorf("mismatch (-want +got):\n%s", diff)
+	}
+}
+
+// TestReadStatusWithoutPrivileges reads as a user who may not look at the boot
+// partition: everything else is there.
+func TestReadStatusWithoutPrivileges(t *testing.T) {
+	m := newStatusMachine(t)
+	statusCases["upgraded"](m)
+	root, sysroot, boot := writeMachine(t, m, 9)
+	o := statusOptions(t, root, sysroot, boot)
+	if err := errors.Join(os.Chmod(filepath.Dir(root), 0o755), os.Chmod(boot, 0)); err != nil { //nolint:gosec // as on a machine
+		t.Fatal(err)
+	}
+	done := make(chan deploy.Status)
+	go func() {
+		// As root this thread gives up the privileges over files; it ends with the
+		// goroutine because it stays locked.
+		runtime.LockOSThread()
+		if os.Getuid() == 0 {
+			if err := unix.Setfsuid(65534); err != nil {
+				t.Error(err)
+			}
+		}
+		done <- deploy.ReadStatus(t.Context(), o)
+	}()
+	s := <-done
+	if len(s.Cfsboot.Problems) != 1 || s.Cfsboot.Problems[0].Code != deploy.ProblemESP || !strings.Contains(s.Cfsboot.Problems[0].Hint, "root") {
+		t.Errorf("problems: %+v", s.Cfsboot.Problems)
+	}
+	if s.Status.Booted == nil || s.Status.Rollback == nil || s.Status.Rollback.Composefs.Verity != rel1 {
+		t.Errorf("got %s", statusJSON(t, s))
 	}
 }
 

@@ -55,7 +55,7 @@ func (r *Result) Build(ctx context.Context, parent *durable.Dir, name string, ob
 func (r *Result) openLive(at string) (io.ReadCloser, error) {
 	f, err := r.live.dir.Open(at)
 	switch {
-	case errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ELOOP):
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ELOOP), errors.Is(err, unix.ENOTDIR):
 		return nil, &ChangedError{at, err.Error()}
 	case err != nil:
 		return nil, err

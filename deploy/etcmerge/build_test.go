@@ -244,25 +244,31 @@ func TestBuildNoticesChanges(t *testing.T) {
 		"link": func(file string) error {
 			return errors.Join(os.Remove(file), os.Symlink("/etc/passwd", file))
 		},
+		"directory became a link": func(file string) error {
+			return errors.Join(os.RemoveAll(filepath.Dir(file)), os.Symlink("/etc", filepath.Dir(file)))
+		},
+		"directory became a file": func(file string) error {
+			return errors.Join(os.RemoveAll(filepath.Dir(file)), os.WriteFile(filepath.Dir(file), nil, 0o600))
+		},
 		"fifo": func(file string) error { return errors.Join(os.Remove(file), unix.Mkfifo(file, 0o600)) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			at := t.TempDir()
 			etc := filepath.Join(at, "etc")
-			if err := errors.Join(os.Mkdir(etc, 0o755), os.WriteFile(filepath.Join(etc, "mine"), []byte("first"), 0o600)); err != nil {
+			if err := errors.Join(os.MkdirAll(filepath.Join(etc, "dir"), 0o755), os.WriteFile(filepath.Join(etc, "dir/mine"), []byte("first"), 0o600)); err != nil {
 				t.Fatal(err)
 			}
 			r, err := etcmerge.Merge(d(0o755, nil), scan(t, openDir(t, etc)), d(0o755, nil))
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := change(filepath.Join(etc, "mine")); err != nil {
+			if err := change(filepath.Join(etc, "dir/mine")); err != nil {
 				t.Fatal(err)
 			}
 			err = r.Build(t.Context(), openDir(t, at), "etc.tx", newObjects(t))
 			var ce *etcmerge.ChangedError
-			if !errors.As(err, &ce) || ce.Path != "mine" {
-				t.Errorf("got %v, want a *ChangedError of mine", err)
+			if !errors.As(err, &ce) || ce.Path != "dir/mine" {
+				t.Errorf("got %v, want a *ChangedError of dir/mine", err)
 			}
 		})
 	}
