@@ -8,8 +8,10 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/cfsboot/cfsboot/bootimage"
 	"github.com/cfsboot/cfsboot/deploy"
 	"github.com/cfsboot/cfsboot/erofs"
+	"github.com/cfsboot/cfsboot/erofs/tree"
 	"github.com/cfsboot/cfsboot/fsverity"
 	"github.com/cfsboot/cfsboot/internal/durable"
 	"github.com/cfsboot/cfsboot/keyring"
@@ -55,10 +57,14 @@ var classes = []class{
 	{"locked", 7, is[*repo.LockedError], "wait for the other process to end, or stop it"},
 	{"no-space", 4, is[*durable.SpaceError], "free space there, or use a larger file system"},
 	{"conflict", 6, is[*deploy.ConflictError], "change the files named above back, or move them away, and run the command again"},
-	{"refused", 3, func(err error) bool { return is[*deploy.RefusedError](err) || is[*keyring.PolicyError](err) }, ""},
+	{"refused", 3, func(err error) bool {
+		return is[*deploy.RefusedError](err) || is[*keyring.PolicyError](err) || is[*tree.RequiredError](err) || is[*bootimage.ResourceError](err) ||
+			is[*bootimage.SELinuxError](err) || is[*oci.PlatformError](err) || is[*oci.MediaTypeError](err)
+	}, ""},
 	{"integrity", 8, func(err error) bool {
-		return is[*fsverity.MismatchError](err) || is[*erofs.FormatError](err) || is[*splitstream.FormatError](err) || is[*oci.DigestError](err)
-	}, "the data is not what its name says: nothing of it was used"},
+		return is[*fsverity.MismatchError](err) || is[*erofs.FormatError](err) || is[*splitstream.FormatError](err) || is[*oci.DigestError](err) ||
+			is[*oci.FormatError](err) || is[*tree.EntryError](err) || is[*bootimage.FileError](err)
+	}, "the data is not what its name or format says: nothing of it was used"},
 	{"network", 5, is[*remote.Error], "check the reference, the network and the credentials; a repeated run keeps what is complete"},
 	{"unsupported", 1, func(err error) bool { return errors.Is(err, errors.ErrUnsupported) }, ""},
 	{"not-found", 1, func(err error) bool { return errors.Is(err, fs.ErrNotExist) }, ""},

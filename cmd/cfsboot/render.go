@@ -6,6 +6,8 @@ import (
 	"io"
 	"strings"
 	"text/tabwriter"
+
+	"github.com/cfsboot/cfsboot/internal/progress"
 )
 
 // result is what a command returns: one struct with JSON tags from which both forms are made.
@@ -15,7 +17,11 @@ type result interface {
 }
 
 // render prints the result of a command on standard output, as JSON with --json.
+// Progress in JSON lines ends with it too, so that a program that follows them needs no second stream.
 func (e *env) render(r result) error {
+	if lines, ok := e.renderer.(*progress.JSON); ok {
+		lines.Result(r)
+	}
 	if e.opts.json {
 		return writeJSON(e.stdout, r)
 	}

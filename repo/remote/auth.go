@@ -97,6 +97,7 @@ type credentials struct {
 	auth    authn.Authenticator
 	secrets []string // never to appear in a message
 	tried   []string // files that exist and were read
+	absent  []string // files that were looked for and are not there or not readable
 	skipped []string // remarks about entries that cannot be used
 }
 
@@ -108,6 +109,7 @@ func findCredentials(files []string, explicit bool, host, path string) (credenti
 	for _, f := range files {
 		b, err := readLimited(f, maxAuthFile)
 		if !explicit && (errors.Is(err, os.ErrNotExist) || errors.Is(err, os.ErrPermission)) {
+			c.absent = append(c.absent, f)
 			continue
 		}
 		if err != nil {

@@ -205,7 +205,7 @@ func (s *registry) fail(ctx context.Context, op string, done int64, err error) e
 	if errors.As(err, &status) {
 		e.Status, e.Detail = status.StatusCode, s.scrub(errorDetail(status))
 		e.Temporary = temporaryStatus(status.StatusCode)
-		e.AuthFiles = s.creds.tried
+		e.AuthFiles, e.AuthFilesAbsent = s.creds.tried, s.creds.absent
 		return e
 	}
 	e.Temporary = temporaryError(err) || errors.Is(err, errStalled)

@@ -388,7 +388,8 @@ func TestUnauthorizedNamesAuthFiles(t *testing.T) {
 		o := options(t, r)
 		_, err := open(t, r.Host()+"/team/os:1", o).Resolve(t.Context())
 		var e *remote.Error
-		if !errors.As(err, &e) || e.Status != 401 || e.Temporary || !strings.Contains(err.Error(), "no credentials file was found") {
+		if !errors.As(err, &e) || e.Status != 401 || e.Temporary || !strings.Contains(err.Error(), "; no credentials file at /") ||
+			!strings.Contains(err.Error(), "containers/auth.json") {
 			t.Errorf("token %v, no file: %v", token, err)
 		}
 		home := t.TempDir()

@@ -83,9 +83,10 @@ type Error struct {
 	Status    int    // HTTP status, 0 if there was no answer
 	Temporary bool   // a later attempt may work
 	Done      int64  // bytes of the blob that had arrived
-	AuthFiles []string
-	Detail    string // the registry's own words, shortened
-	Err       error  // may be nil
+	// AuthFiles are the credentials files that were read, AuthFilesAbsent those that were looked for in vain.
+	AuthFiles, AuthFilesAbsent []string
+	Detail                     string // the registry's own words, shortened
+	Err                        error  // may be nil
 }
 
 // Error is one line; see the fields.
@@ -105,10 +106,10 @@ func (e *Error) Error() string {
 		fmt.Fprintf(&b, " after %d bytes", e.Done)
 	}
 	if e.Status == 401 || e.Status == 403 {
-		if len(e.AuthFiles) == 0 {
-			b.WriteString("; no credentials file was found")
-		} else {
+		if len(e.AuthFiles) > 0 {
 			b.WriteString("; credentials files tried: " + strings.Join(e.AuthFiles, ", "))
+		} else if len(e.AuthFilesAbsent) > 0 {
+			b.WriteString("; no credentials file at " + strings.Join(e.AuthFilesAbsent, ", "))
 		}
 	}
 	return b.String()

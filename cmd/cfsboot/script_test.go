@@ -1,0 +1,110 @@
+package main
+
+import (
+	"encoding/pem"
+	"flag"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/cfsboot/cfsboot/internal/testutil/registry"
+	"github.com/cfsboot/cfsboot/repo/oci/ocitest"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){
+		"cfsboot": func() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) },
+		"layout":  func() { os.Exit(layoutCommand(os.Args[1:])) },
+	})
+}
+
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata/script",
+		Setup: func(env *testscript.Env) error {
+			env.Setenv("HOME", env.WorkDir)
+			server, err := serve(t)
+			if err != nil {
+				return err
+			}
+			env.Setenv("REGISTRY", server.Host())
+			ca := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})
+			return os.WriteFile(filepath.Join(env.WorkDir, "ca.pem"), ca, 0o644)
+		},
+	})
+}
+
+// bootable describes an image with a kernel, as a composefs dump.
+const bootable = `/ 0 40755 2 0 0 0 1700000000.0 - - -
+/usr 0 40755 2 0 0 0 1700000001.0 - - -
+/usr/lib 0 40755 2 0 0 0 1700000001.0 - - -
+/usr/lib/os-release 21 100644 1 0 0 0 1700000001.0 - ID=test\nVERSION_ID=1\n -
+/usr/lib/modules 0 40755 2 0 0 0 1700000001.0 - - -
+/usr/lib/modules/6.1 0 40755 2 0 0 0 1700000001.0 - - -
+/usr/lib/modules/6.1/vmlinuz 6 100644 1 0 0 0 1700000001.0 - kernel -
+/usr/lib/modules/6.1/initramfs.img 6 100644 1 0 0 0 1700000001.0 - initrd -
+/boot 0 40755 2 0 0 0 1700000002.0 - - -
+/sysroot 0 40755 2 0 0 0 1700000002.0 - - -
+`
+
+// buildImage makes one of the images that scripts use. Faults: "diffid" (the layer is not what its diff ID says), "nousr", "arm64".
+func buildImage(fault string) (*ocitest.Image, error) {
+	spec := ocitest.Spec{Layers: []ocitest.Layer{{Dump: bootable, Compression: ocitest.Gzip}}}
+	switch fault {
+	case "diffid":
+		spec.Layers[0].DiffID = digest.FromString("another layer")
+	case "nousr":
+		spec.Layers[0].Dump = "/ 0 40755 2 0 0 0 1700000000.0 - - -\n/etc 0 40755 2 0 0 0 1700000001.0 - - -\n"
+	case "arm64":
+		spec.Platform = v1.Platform{OS: "linux", Architecture: "arm64"}
+	}
+	return ocitest.Build(spec)
+}
+
+// serve starts a registry that has the image os:1 and refuses everything below "private" without a password that no script has.
+func serve(t *testing.T) (*registry.Registry, error) {
+	server := registry.New(t, true)
+	img, err := buildImage("")
+	if err != nil {
+		return nil, err
+	}
+	server.AddManifest("os", "1", img.Descriptor.Digest.String(), img.Descriptor.MediaType, img.Manifest)
+	for d, b := range img.Blobs {
+		server.AddBlob(d.String(), b)
+	}
+	server.OnRequest = func(kind, id string, _ int, r *http.Request) *registry.Fault {
+		switch {
+		case strings.Contains(r.URL.Path, "/private/"):
+			return &registry.Fault{Status: http.StatusUnauthorized, Header: http.Header{"WWW-Authenticate": {`Basic realm="test"`}}}
+		case strings.Contains(r.URL.Path, "/broken/"):
+			return &registry.Fault{Status: http.StatusInternalServerError}
+		}
+		return nil
+	}
+	return server, nil
+}
+
+// layoutCommand is `layout [-fault NAME] DIR TAG`: it writes a test image into an OCI layout.
+func layoutCommand(args []string) int {
+	flags := flag.NewFlagSet("layout", flag.ExitOnError)
+	fault := flags.String("fault", "", "")
+	if err := flags.Parse(args); err != nil || flags.NArg() != 2 {
+		return 2
+	}
+	img, err := buildImage(*fault)
+	if err == nil {
+		err = img.WriteLayout(flags.Arg(0), flags.Arg(1))
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
+}
