@@ -7,12 +7,14 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"strconv"
 	"testing"
 
 	"github.com/cfsboot/cfsboot/erofs"
 	"github.com/cfsboot/cfsboot/erofs/dump"
 	"github.com/cfsboot/cfsboot/erofs/tree"
 	"github.com/cfsboot/cfsboot/fsverity"
+	"github.com/cfsboot/cfsboot/internal/testutil/randtree"
 	"github.com/cfsboot/cfsboot/internal/testutil/vectors"
 )
 
@@ -136,6 +138,36 @@ func TestEncodeVersion(t *testing.T) {
 	for _, v := range []erofs.Version{0, 2, 3} {
 		if err := erofs.Encode(io.Discard, root, v); !errors.Is(err, erofs.ErrVersion) || !errors.Is(err, errors.ErrUnsupported) {
 			t.Errorf("format %d: got %v, want ErrVersion", v, err)
+		}
+	}
+}
+
+func BenchmarkEncode(b *testing.B) {
+	for _, nodes := range []int{2000, 200_000} {
+		b.Run(strconv.Itoa(nodes), func(b *testing.B) {
+			root := randtree.Large(nodes)
+			var size int64
+			if err := erofs.Encode(counter{&size}, root, erofs.V1); err != nil {
+				b.Fatal(err)
+			}
+			b.SetBytes(size)
+			b.ReportAllocs()
+			for b.Loop() {
+				if err := erofs.Encode(io.Discard, root, erofs.V1); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+func BenchmarkDecode(b *testing.B) {
+	image, _, _ := imageID(b, randtree.Large(20_000))
+	b.SetBytes(int64(len(image)))
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := decode(image); err != nil {
+			b.Fatal(err)
 		}
 	}
 }

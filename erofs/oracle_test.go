@@ -64,8 +64,8 @@ func randomDumps(t *testing.T, dir string, n int, seed uint64, alg fsverity.Algo
 
 func dumpName(dir string, i int) string { return filepath.Join(dir, fmt.Sprintf("%d.dump", i)) }
 
-// TestReferenceEncoder compares random trees with the reference encoder.
-func TestReferenceEncoder(t *testing.T) {
+// TestOracleReferenceEncoder compares random trees with the reference encoder.
+func TestOracleReferenceEncoder(t *testing.T) {
 	python := oracle(t, "python3")
 	script := vectors.File(t, "refenc.py")
 	const driver = `
@@ -100,10 +100,10 @@ for name in sys.argv[3:]:
 	}
 }
 
-// TestMkcomposefs compares random trees with C mkcomposefs. Directories with
+// TestOracleMkcomposefs compares random trees with C mkcomposefs. Directories with
 // whiteouts have no attributes like the marks that they get: mkcomposefs fails to
 // replace long values ("Numerical result out of range").
-func TestMkcomposefs(t *testing.T) {
+func TestOracleMkcomposefs(t *testing.T) {
 	program := mkcomposefs(t)
 	dir := t.TempDir()
 	for i, id := range randomDumps(t, dir, 60, 7, fsverity.SHA256, dropMarks) {
@@ -120,8 +120,8 @@ func TestMkcomposefs(t *testing.T) {
 	}
 }
 
-// TestFsckErofs: the images are file systems to the tool of the EROFS project.
-func TestFsckErofs(t *testing.T) {
+// TestOracleFsckErofs: the images are file systems to the tool of the EROFS project.
+func TestOracleFsckErofs(t *testing.T) {
 	program := oracle(t, "fsck.erofs")
 	dir := t.TempDir()
 	for _, v := range vectors.Load(t).Images {

@@ -15,6 +15,7 @@ import (
 	"github.com/cfsboot/cfsboot/erofs/dump"
 	"github.com/cfsboot/cfsboot/erofs/tree"
 	"github.com/cfsboot/cfsboot/fsverity"
+	"github.com/cfsboot/cfsboot/internal/testutil/randtree"
 	"github.com/cfsboot/cfsboot/internal/testutil/vectors"
 )
 
@@ -300,11 +301,24 @@ func FuzzRead(f *testing.F) {
 }
 
 func BenchmarkRead(b *testing.B) {
-	text := vectors.Read(b, "os-tree.dump")
-	b.SetBytes(int64(len(text)))
+	var text bytes.Buffer
+	if err := dump.Write(&text, randtree.Large(200_000)); err != nil {
+		b.Fatal(err)
+	}
+	b.SetBytes(int64(text.Len()))
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := dump.Read(bytes.NewReader(text)); err != nil {
+		if _, err := dump.Read(bytes.NewReader(text.Bytes())); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkWrite(b *testing.B) {
+	root := randtree.Large(200_000)
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := dump.Write(io.Discard, root); err != nil {
 			b.Fatal(err)
 		}
 	}
