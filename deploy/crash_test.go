@@ -205,7 +205,7 @@ func TestSurvivesEveryFault(t *testing.T) {
 			base := newWorld(t)
 			tc.prepare(t, base)
 			calls := countCalls(t, tc, base)
-			stride := max(1, calls/25)
+			stride := max(1, calls/12)
 			if os.Getenv("CFSBOOT_CRASH_ALL") == "1" {
 				stride = 1
 			}
@@ -226,7 +226,7 @@ func countCalls(t *testing.T, tc crashCase, base *world) int {
 	n := w.killer.n
 	w.killer = nil
 	// A power cut right after success must find everything (V8).
-	cut := w.with(w.root.PowerLoss(), w.fat.PowerLoss())
+	cut := w.with(model(w.root).PowerLoss(), model(w.fat).PowerLoss())
 	tc.done(t, cut)
 	tc.check(t, cut)
 	return n

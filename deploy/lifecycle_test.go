@@ -19,7 +19,6 @@ import (
 	"github.com/cfsboot/cfsboot/erofs/tree"
 	"github.com/cfsboot/cfsboot/fsverity"
 	"github.com/cfsboot/cfsboot/internal/durable"
-	"github.com/cfsboot/cfsboot/internal/durable/durabletest"
 	"github.com/cfsboot/cfsboot/repo"
 )
 
@@ -64,8 +63,9 @@ func walk(n *tree.Node, visit func(*tree.Node) error) error {
 
 // TestLifecycle is the life of a machine: install, boot, upgrade, finalize,
 // boot, rollback, boot, and forth again.
-func TestLifecycle(t *testing.T) {
-	w := newWorld(t)
+func TestLifecycle(t *testing.T) { lifecycle(t, newWorld(t)) }
+
+func lifecycle(t *testing.T, w *world) {
 	r1, r2 := release(t, "1"), release(t, "2")
 	c, err := w.install(r1)
 	if err != nil {
@@ -380,7 +380,7 @@ func TestEtcConflict(t *testing.T) {
 	if err := os.Remove(filepath.Join(w.root.Path(), "state/deploy", one, "etc/conf.d/mine.conf")); err != nil {
 		t.Fatal(err)
 	}
-	w.root = durabletest.Over(t, w.root.Path())
+	w.changed()
 	if _, err := w.upgrade(buildImage(t, files)); err != nil {
 		t.Errorf("after the conflict is gone: %v", err)
 	}
@@ -415,7 +415,7 @@ func TestConflictAfterStaging(t *testing.T) {
 	if err := os.Remove(filepath.Join(w.root.Path(), "state/deploy", one, "etc/conf.d/mine.conf")); err != nil {
 		t.Fatal(err)
 	}
-	w.root = durabletest.Over(t, w.root.Path())
+	w.changed()
 	if _, err := w.finalize(); err != nil {
 		t.Error(err)
 	}
@@ -437,7 +437,7 @@ func TestDamagedPayloadIsPlacedAgain(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(w.fat.Path(), esp.Path(boot, "initrd")), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	w.fat = durabletest.OverFAT(t, w.fat.Path())
+	w.changed()
 	if _, err := w.finalize(); err != nil {
 		t.Fatal(err)
 	}
@@ -554,7 +554,7 @@ func TestForeignLoader(t *testing.T) {
 	if err := os.WriteFile(file, []byte("another system"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	w.fat = durabletest.OverFAT(t, w.fat.Path())
+	w.changed()
 	var conflict *deploy.ConflictError
 	if _, err := w.install(release(t, "1")); !errors.As(err, &conflict) || !slices.Equal(conflict.Paths, []string{"EFI/BOOT/BOOTX64.EFI"}) {
 		t.Fatalf("got %v, want a conflict that names the loader", err)

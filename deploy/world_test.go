@@ -111,17 +111,45 @@ func (c *clock) Now() time.Time {
 	return c.now
 }
 
+// disk is a file system of a machine: a durabletest.FS, or a real one.
+type disk interface {
+	Path() string
+	Open() *durable.Dir
+}
+
+// realDisk is a mounted file system.
+type realDisk struct {
+	t    *testing.T
+	path string
+}
+
+func (d realDisk) Path() string { return d.path }
+
+func (d realDisk) Open() *durable.Dir {
+	d.t.Helper()
+	dir, err := durable.OpenDir(d.path)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	d.t.Cleanup(func() { _ = dir.Close() })
+	return dir
+}
+
+// model is the crash model of a disk.
+func model(d disk) *durabletest.FS { return d.(*durabletest.FS) }
+
 // world is a machine made of two directories: the physical root and the boot
 // partition. running is the root of the running system (/run, /proc).
 type world struct {
 	t       *testing.T
-	root    *durabletest.FS
-	fat     *durabletest.FS
+	root    disk
+	fat     disk
 	running string
 	tag     *ocitest.Image // what the reference stands for
 	systemd *fakeSystemd
 	clock   *clock
 	killer  *killer // nil: no faults
+	verity  bool    // the root file system has fs-verity
 }
 
 func newWorld(t *testing.T) *world {
@@ -135,13 +163,13 @@ func newWorld(t *testing.T) *world {
 // powerCut is the machine after a power cut: two new disks and nothing running.
 func (w *world) powerCut(seed uint64) *world {
 	w.t.Helper()
-	return w.with(w.root.PowerLossRandom(seed), w.fat.PowerLossRandom(seed+1000))
+	return w.with(model(w.root).PowerLossRandom(seed), model(w.fat).PowerLossRandom(seed+1000))
 }
 
 // copy is the same machine once more; everything in it must have been synced.
 func (w *world) copy() *world {
 	w.t.Helper()
-	c := w.with(w.root.PowerLoss(), w.fat.PowerLoss())
+	c := w.with(model(w.root).PowerLoss(), model(w.fat).PowerLoss())
 	data, err := os.ReadFile(filepath.Join(w.running, record.BootedPath))
 	if err == nil {
 		c.writeRunning(record.BootedPath, string(data))
@@ -149,7 +177,7 @@ func (w *world) copy() *world {
 	return c
 }
 
-func (w *world) with(root, fat *durabletest.FS) *world {
+func (w *world) with(root, fat disk) *world {
 	c := *w
 	c.root, c.fat, c.running, c.killer, c.systemd = root, fat, w.t.TempDir(), nil, &fakeSystemd{}
 	return &c
@@ -159,7 +187,7 @@ func (w *world) options() deploy.Options {
 	w.t.Helper()
 	root, fat := w.root.Open(), w.fat.Open()
 	if w.killer != nil {
-		root, fat = w.killer.watch(w.t, w.root), w.killer.watch(w.t, w.fat)
+		root, fat = w.killer.watch(w.t, model(w.root)), w.killer.watch(w.t, model(w.fat))
 	}
 	return deploy.Options{Root: w.running, Sysroot: root, ESP: fat, Vars: silentVars{}, Systemd: w.systemd, Clock: w.clock}
 }
@@ -176,7 +204,7 @@ func (w *world) pull() deploy.PullOptions {
 func (w *world) install(img *ocitest.Image) (*deploy.Change, error) {
 	w.tag = img
 	return deploy.Install(w.t.Context(), w.root.Path(), deploy.InstallOptions{
-		Options: w.options(), PullOptions: w.pull(), Image: reference, AllowMissingVerity: true,
+		Options: w.options(), PullOptions: w.pull(), Image: reference, AllowMissingVerity: !w.verity,
 		RootUUID: "11111111-2222-3333-4444-555555555555", Kargs: []string{"quiet", "console=ttyS0"},
 	})
 }
@@ -242,9 +270,18 @@ func (w *world) tryBoot() (string, error) {
 		if err := os.Rename(filepath.Join(w.fat.Path(), esp.EntryDir, e.File), filepath.Join(w.fat.Path(), esp.EntryDir, n.String())); err != nil {
 			return "", err
 		}
-		w.fat = durabletest.OverFAT(w.t, w.fat.Path())
+		w.changed()
 	}
 	return e.ImageID(), w.setupRoot(e.ImageID(), e.Entry.Options())
+}
+
+// changed tells the crash models that something else than the code under test
+// has changed the disks: what they hold counts as synced.
+func (w *world) changed() {
+	w.t.Helper()
+	if _, ok := w.root.(*durabletest.FS); ok {
+		w.root, w.fat = durabletest.Over(w.t, w.root.Path()), durabletest.OverFAT(w.t, w.fat.Path())
+	}
 }
 
 // setupRoot is the initramfs: image by digest and measured, every object there,
@@ -284,7 +321,7 @@ func (w *world) setupRoot(id string, options bls.Cmdline) error {
 		return fmt.Errorf("/var of %s: %w", id[:12], err)
 	}
 	b, err := record.Booted{
-		Digest: id, Algorithm: "sha512-12", Karg: options.String(), Gate: "digest",
+		Digest: id, Algorithm: "sha512-12", Karg: options.String(), Gate: "digest", Secure: w.verity,
 		Sysroot: record.BootedSysroot{Dev: "254:2"}, Etc: "bind", Var: "bind", Root: "ro", Erofs: "file", Kernel: "6.12",
 	}.Encode()
 	if err != nil {
@@ -316,7 +353,7 @@ func (w *world) bless() {
 			}
 		}
 	}
-	w.fat = durabletest.OverFAT(w.t, w.fat.Path())
+	w.changed()
 }
 
 func (w *world) booted() string {
@@ -344,7 +381,7 @@ func (w *world) edit(name, text string) {
 	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
 		w.t.Fatal(err)
 	}
-	w.root = durabletest.Over(w.t, w.root.Path())
+	w.changed()
 }
 
 func (w *world) state() record.State {

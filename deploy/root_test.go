@@ -1,0 +1,247 @@
+package deploy_test
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cfsboot/cfsboot/deploy"
+	"github.com/cfsboot/cfsboot/deploy/install"
+	"github.com/cfsboot/cfsboot/internal/durable"
+	"github.com/cfsboot/cfsboot/internal/mnt"
+	"github.com/cfsboot/cfsboot/repo/oci/ocitest"
+)
+
+// realWorld is a machine on a real ext4 with fs-verity and a real vfat of size
+// bytes, mounted as cfsboot mounts it.
+func realWorld(t *testing.T, size int64) *world {
+	t.Helper()
+	scratch := os.Getenv("CFSBOOT_SCRATCH")
+	if os.Getenv("CFSBOOT_ROOT_TESTS") != "1" || scratch == "" {
+		t.Skip("needs the lab's kernel and file system (CFSBOOT_ROOT_TESTS=1)")
+	}
+	image := filepath.Join(t.TempDir(), "fat")
+	if err := os.WriteFile(image, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(image, size); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.CommandContext(t.Context(), "mkfs.vfat", image).CombinedOutput(); err != nil {
+		t.Fatalf("mkfs.vfat: %v\n%s", err, out)
+	}
+	m, err := mnt.FAT(loopDevice(t, image))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = m.Close() })
+	root, err := os.MkdirTemp(scratch, "root")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &world{
+		t: t, root: realDisk{t, root}, fat: realDisk{t, fmt.Sprintf("/proc/self/fd/%d", m.File().Fd())}, running: t.TempDir(),
+		systemd: &fakeSystemd{}, clock: &clock{time.Date(2026, 11, 25, 10, 0, 0, 0, time.UTC)}, verity: true,
+	}
+}
+
+// loopDevice attaches a file to a free loop device.
+func loopDevice(t *testing.T, file string) string {
+	t.Helper()
+	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer control.Close()
+	n, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
+	if err != nil {
+		t.Fatal(err)
+	}
+	device := fmt.Sprintf("/dev/loop%d", n)
+	loop, err := os.OpenFile(device, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = loop.Close() })
+	back, err := os.OpenFile(file, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer back.Close()
+	if err := unix.IoctlLoopConfigure(int(loop.Fd()), &unix.LoopConfig{
+		Fd: uint32(back.Fd()), Info: unix.LoopInfo64{Flags: unix.LO_FLAGS_AUTOCLEAR},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return device
+}
+
+func TestRootLifecycle(t *testing.T) { lifecycle(t, realWorld(t, 64<<20)) }
+
+// bigRelease has a kernel of mib MiB that does not compress.
+func bigRelease(t *testing.T, name string, mib int) *ocitest.Image {
+	t.Helper()
+	files := osTree(name)
+	kernel := make([]byte, mib<<20)
+	for i, r := 0, rand.NewChaCha8([32]byte([]byte(name + "                                ")[:32])); i < len(kernel); i += 1 << 16 {
+		_, _ = r.Read(kernel[i : i+1<<16])
+	}
+	files["usr/lib/modules/6.12/vmlinuz"] = string(kernel)
+	return buildImage(t, files)
+}
+
+// TestRootSmallESP: three kernels fit. The fourth makes the oldest deployment
+// go, never the rollback; one that cannot fit is refused and changes nothing.
+func TestRootSmallESP(t *testing.T) {
+	w := realWorld(t, 24<<20)
+	var ids []string
+	for n := 1; n <= 4; n++ {
+		img := bigRelease(t, fmt.Sprint(n), 6)
+		var c *deploy.Change
+		var err error
+		if n == 1 {
+			c, err = w.install(img)
+		} else if c, err = w.upgrade(img); err == nil {
+			c, err = w.finalize()
+		}
+		if err != nil {
+			t.Fatalf("release %d: %v", n, err)
+		}
+		if got := w.boot(); got != c.Deployment {
+			t.Fatalf("release %d: booted %s, want %s", n, got, c.Deployment)
+		}
+		w.bless()
+		ids = append(ids, c.Deployment)
+	}
+	checkQuiet(t, w)
+	if got := w.state().Deployments(); !slices.Equal(got, []string{ids[3], ids[2], ids[1]}) {
+		t.Errorf("deployments %v, want the last three of %v", got, ids)
+	}
+	before := append(entriesBelow(t, w.fat.Path()+"/."), w.state().Deployments()...)
+	var space *durable.SpaceError
+	if _, err := w.upgrade(bigRelease(t, "5", 20)); !errors.As(err, &space) {
+		t.Fatalf("got %v, want a SpaceError", err)
+	}
+	if space.Need < 20<<20 || space.Have <= 0 {
+		t.Errorf("need %d bytes, have %d bytes", space.Need, space.Have)
+	}
+	checkQuiet(t, w)
+	if after := append(entriesBelow(t, w.fat.Path()+"/."), w.state().Deployments()...); !slices.Equal(before, after) {
+		t.Errorf("the refused upgrade changed\n%v\nto\n%v", before, after)
+	}
+	if c, err := w.rollback(""); err != nil || c.Deployment != ids[2] {
+		t.Fatalf("rollback: %+v, %v", c, err)
+	}
+	if got := w.boot(); got != ids[2] {
+		t.Errorf("booted %s, want %s", got, ids[2])
+	}
+}
+
+// TestRootFullESP: somebody filled the boot partition. The upgrade is refused,
+// what is staged can still be dropped.
+func TestRootFullESP(t *testing.T) {
+	w := realWorld(t, 24<<20)
+	if _, err := w.install(bigRelease(t, "1", 4)); err != nil {
+		t.Fatal(err)
+	}
+	one := w.boot()
+	fill, err := os.Create(filepath.Join(w.fat.Path(), "somebody.img"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	block := make([]byte, 1<<16)
+	for err == nil {
+		_, err = fill.Write(block)
+	}
+	if err := fill.Close(); err != nil && !errors.Is(err, unix.ENOSPC) {
+		t.Fatal(err)
+	}
+	var space *durable.SpaceError
+	if _, err := w.upgrade(bigRelease(t, "2", 4)); !errors.As(err, &space) {
+		t.Fatalf("got %v, want a SpaceError", err)
+	}
+	checkQuiet(t, w)
+	if got := w.boot(); got != one {
+		t.Errorf("booted %s, want %s", got, one)
+	}
+	if err := os.Remove(filepath.Join(w.fat.Path(), "somebody.img")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.upgrade(bigRelease(t, "2", 4)); err != nil {
+		t.Errorf("with room again: %v", err)
+	}
+}
+
+// TestRootInstallNeedsVerity: on a file system without fs-verity an installation
+// is refused before anything is made, and FSUUID finds the UUID where there is
+// no udev.
+func TestRootTarget(t *testing.T) {
+	w := realWorld(t, 24<<20)
+	w.root = realDisk{t, t.TempDir()}
+	tmpfs, err := mnt.Tmpfs("test", 0o755)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tmpfs.Close()
+	w.root = realDisk{t, fmt.Sprintf("/proc/self/fd/%d", tmpfs.File().Fd())}
+	var refused *deploy.RefusedError
+	if _, err := w.install(release(t, "1")); !errors.As(err, &refused) || refused.Code != deploy.CodeNoVerity || !errors.Is(err, errors.ErrUnsupported) {
+		t.Errorf("got %v, want refusal %s", err, deploy.CodeNoVerity)
+	}
+	if list := entriesBelow(t, w.fat.Path()+"/."); len(list) != 1 {
+		t.Errorf("the boot partition holds %v", list)
+	}
+	dir, err := os.Open(os.Getenv("CFSBOOT_SCRATCH"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	if uuid, err := install.FSUUID(int(dir.Fd()), "/nonexistent"); err != nil || len(uuid) != 36 {
+		t.Errorf("UUID %q, %v", uuid, err)
+	}
+}
+
+// TestRootReadOnly: a read-only disk is one clear refusal.
+func TestRootReadOnly(t *testing.T) {
+	w := realWorld(t, 24<<20)
+	if _, err := w.install(release(t, "1")); err != nil {
+		t.Fatal(err)
+	}
+	w.boot()
+	dir, err := os.Open(w.root.Path())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	ro, err := mnt.Clone(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ro.Close()
+	if err := ro.SetAttr(mnt.ReadOnly, 0); err != nil {
+		t.Fatal(err)
+	}
+	rw := w.root
+	w.root = realDisk{t, fmt.Sprintf("/proc/self/fd/%d", ro.File().Fd())}
+	var refused *deploy.RefusedError
+	for name, run := range map[string]func() (*deploy.Change, error){
+		"upgrade": func() (*deploy.Change, error) { return w.upgrade(release(t, "2")) }, "finalize": w.finalize,
+		"rollback": func() (*deploy.Change, error) { return w.rollback("") },
+	} {
+		if _, err := run(); !errors.As(err, &refused) || refused.Code != deploy.CodeReadOnly || !errors.Is(err, unix.EROFS) {
+			t.Errorf("%s: got %v, want refusal %s", name, err, deploy.CodeReadOnly)
+		}
+	}
+	w.root = rw
+	if _, err := w.upgrade(release(t, "2")); err != nil {
+		t.Error(err)
+	}
+}
