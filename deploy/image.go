@@ -59,7 +59,7 @@ func (m *machine) pullImage(ctx context.Context, src oci.Source, reference strin
 		Name: tag, Bootable: true, Policy: policy, Progress: m.Progress, Logger: m.Logger, Parallel: o.Parallel,
 	})
 	if err != nil {
-		return nil, err
+		return nil, refuseImage(err)
 	}
 	img := &image{pulled: pulled}
 	var ok bool
@@ -80,6 +80,20 @@ func (m *machine) pullImage(ctx context.Context, src oci.Source, reference strin
 	m.describe(img, res)
 	img.record.Reference = ref.String()
 	return img, nil
+}
+
+// refuseImage makes what is wrong with an image, rather than with its bytes or
+// with the way here, a *RefusedError.
+func refuseImage(err error) error {
+	var (
+		missing  *tree.RequiredError
+		file     *bootimage.FileError
+		platform *oci.PlatformError
+	)
+	if errors.As(err, &missing) || errors.As(err, &file) || errors.As(err, &platform) || errors.Is(err, bootimage.ErrSELinux) {
+		return &RefusedError{Code: CodeImage, Detail: "the image cannot be booted here", Err: err}
+	}
+	return err
 }
 
 // bootFiles finds kernel, initrd and os-release in the plain image, which holds

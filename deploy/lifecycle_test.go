@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
 	"github.com/cfsboot/cfsboot/deploy"
@@ -20,6 +21,7 @@ import (
 	"github.com/cfsboot/cfsboot/fsverity"
 	"github.com/cfsboot/cfsboot/internal/durable"
 	"github.com/cfsboot/cfsboot/repo"
+	"github.com/cfsboot/cfsboot/repo/oci/ocitest"
 )
 
 // checkObjects opens the image and every object it names, as the kernel will.
@@ -480,6 +482,21 @@ func TestRefusals(t *testing.T) {
 	checkQuiet(t, w)
 	if got := w.boot(); got != one {
 		t.Errorf("booted %s, want %s", got, one)
+	}
+
+	for _, name := range []string{"boot/", "sysroot/"} {
+		files := osTree("2")
+		delete(files, name)
+		_, err = w.upgrade(buildImage(t, files))
+		want("image without "+name, err, deploy.CodeImage)
+		checkQuiet(t, w)
+	}
+	other, err := ocitest.Build(ocitest.Spec{Layers: []ocitest.Layer{{Tar: make([]byte, 1024)}}, Platform: v1.Platform{OS: "linux", Architecture: "s390x"}})
+	must(t, err)
+	_, err = w.upgrade(other)
+	want("another architecture", err, deploy.CodeImage)
+	if w.state().Staged != nil || w.boot() != one {
+		t.Error("a refused image was staged")
 	}
 
 	empty := newWorld(t)
