@@ -40,14 +40,16 @@ func (e *encoder) check() error {
 		if err := checkNode(n); err != nil {
 			return err.at(walk.path(name))
 		}
+		e.nodes++
 		if n.IsDir() {
+			e.subdirs++
 			if len(walk.levels) >= maxDepth {
 				return &TreeError{Path: walk.path(name), Field: "depth", Detail: fmt.Sprintf("more than %d levels", maxDepth)}
 			}
 			walk.push(name, n)
 		}
 		if n.IsExternal() && seen.add(n.Digest.Raw()) {
-			e.dups[n.Digest.Raw()] = new(dup)
+			e.markDup(n.Digest.Raw())
 		}
 	}
 	for n, l := range e.links {

@@ -24,7 +24,7 @@ func Encode(w io.Writer, root *tree.Node, v Version) error {
 	if v != V1 {
 		return fmt.Errorf("encode format %d: %w", v, ErrVersion)
 	}
-	e := &encoder{root: root, links: make(map[*tree.Node]*link), dups: make(map[string]*dup)}
+	e := &encoder{root: root, links: make(map[*tree.Node]*link), dups: make(map[string]*dup), dupBits: make([]uint64, 1<<dupShift/64)}
 	if err := e.check(); err != nil {
 		return err
 	}
@@ -44,8 +44,11 @@ func Encode(w io.Writer, root *tree.Node, v Version) error {
 // smallest time), layout (positions), emit.
 type encoder struct {
 	root        *tree.Node
+	nodes       int                  // inodes of the tree
+	subdirs     int                  // directories but for the root
 	links       map[*tree.Node]*link // nodes that may have several names
 	dups        map[string]*dup      // digests that several files may have
+	dupBits     []uint64             // filter for dups: 1 << dupShift bits
 	rootEntries []rootEntry          // entries of the root with the stubs
 	stub        *tree.Node           // stands for each of the stubs
 	raw         map[*tree.Node]bool  // whiteouts that stay character devices
@@ -143,8 +146,9 @@ func (e *encoder) each(d int, yield func(name string, n *tree.Node)) {
 		}
 		return
 	}
-	for name, n := range e.inodes[e.dirs[d].inode].node.All() {
-		yield(name, n)
+	dir := e.inodes[e.dirs[d].inode].node
+	for i := range dir.Len() { // At instead of All keeps yield off the heap
+		yield(dir.At(i))
 	}
 }
 
@@ -156,8 +160,8 @@ func (e *encoder) escaped(n *tree.Node) bool { return n.IsWhiteout() && !e.raw[n
 // are neighbours, but a node with several names stands where its name comes first
 // depth-first.
 func (e *encoder) number() error {
-	e.inodes = append(e.inodes, inode{node: e.root, nlink: 2})
-	e.dirs = append(e.dirs, dirInode{})
+	e.inodes = append(make([]inode, 0, e.nodes+len(stubNames)), inode{node: e.root, nlink: 2})
+	e.dirs = append(make([]dirInode, 0, e.subdirs+1), dirInode{})
 	for d := 0; d < len(e.dirs); d++ {
 		self := e.dirs[d].inode
 		dir := e.inodes[self].node

@@ -30,6 +30,26 @@ func (p *pair) isShared() bool { return p != nil && p.count > 1 }
 // dup counts the files with one digest.
 type dup struct{ metacopy, redirect pair }
 
+const dupShift = 18 // 32 KiB of bits
+
+func (e *encoder) markDup(raw string) {
+	bit := le32(raw) >> (32 - dupShift)
+	e.dupBits[bit/64] |= 1 << (bit % 64)
+	if e.dups[raw] == nil {
+		e.dups[raw] = new(dup)
+	}
+}
+
+// dup returns the counts of a digest, nil if only one file has it. The filter
+// answers for most.
+func (e *encoder) dup(raw string) *dup {
+	bit := le32(raw) >> (32 - dupShift)
+	if e.dupBits[bit/64]>>(bit%64)&1 == 0 {
+		return nil
+	}
+	return e.dups[raw]
+}
+
 type sharedXattr struct {
 	name, value string
 	pair        *pair
@@ -119,7 +139,7 @@ func (e *encoder) pairOf(a *attr) *pair {
 	if a.digest.IsZero() {
 		return e.pairs[tree.Xattr{Name: a.name, Value: a.value}]
 	}
-	if d := e.dups[a.digest.Raw()]; d != nil {
+	if d := e.dup(a.digest.Raw()); d != nil {
 		if a.name == nameMetacopy {
 			return &d.metacopy
 		}
@@ -131,7 +151,7 @@ func (e *encoder) pairOf(a *attr) *pair {
 // unique reports whether the node has just the two attributes of a file in an
 // object that no other file shares. Most files are like that.
 func (e *encoder) unique(n *tree.Node) bool {
-	return len(n.Xattrs) == 0 && n.IsExternal() && !n.NoVerity && e.dups[n.Digest.Raw()] == nil
+	return len(n.Xattrs) == 0 && n.IsExternal() && !n.NoVerity && e.dup(n.Digest.Raw()) == nil
 }
 
 // count finds which attributes are shared, the smallest time, and ACLs.
