@@ -232,9 +232,9 @@ func (w *workshop) attachSysroot(root, sysroot *os.File, p Policy) (note string,
 		return "", err
 	}
 	defer m.Close()
-	set := mnt.Attr(0)
+	set := mnt.NoSuid | mnt.NoDev // nothing is run or opened as a device through it
 	if p.SysrootRO {
-		set = mnt.ReadOnly
+		set |= mnt.ReadOnly
 	}
 	if err := m.SetAttr(set, 0); err != nil {
 		return "", err
