@@ -21,7 +21,6 @@ const (
 	CodeNoRollback = "no-rollback" // there is nothing to go back to
 	CodeFailed     = "failed-boot" // the deployment did not boot before
 	CodeNoESP      = "no-esp"      // no boot partition found
-	CodeUnblessed  = "unblessed"   // the last good deployment would be in danger
 	CodeKarg       = "karg"        // a kernel argument that must not be given
 )
 

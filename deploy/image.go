@@ -120,7 +120,7 @@ func (m *machine) describe(img *image, res *bootimage.Resources) {
 		ID: img.id(), PlainID: img.Plain.Hex(),
 		ManifestDigest: string(p.ManifestDigest), IndexDigest: string(p.IndexDigest), ConfigDigest: string(p.ConfigDigest),
 		Architecture: p.Architecture, ImageVersion: p.Version, ImageCreated: p.Created,
-		OSID: os.ID(), OSVersion: os.Version(), Title: os.Label(), Kernel: res.Kernel.Version,
+		OSID: os.ID(), OSVersion: os.Version(), Title: os.Title(), Kernel: res.Kernel.Version,
 		BootType: "bls", BootDigest: img.payload.Digest, Insecure: !m.repo.Secure(),
 	}
 }

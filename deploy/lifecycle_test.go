@@ -228,7 +228,7 @@ func TestEntryOfUpgrade(t *testing.T) {
 	if e.Name.Seq != 2 || !e.Name.Counter.Present || e.Name.Counter.Left != 3 || !strings.HasSuffix(e.File, "-0000000002+3-0.conf") {
 		t.Errorf("file name %s", e.File)
 	}
-	if got := e.Entry.Get("title"); !strings.HasPrefix(got, "Toy 2") {
+	if got := e.Entry.Get("title"); got != "Toy 2" {
 		t.Errorf("title %q", got)
 	}
 	if got := e.Entry.Get("version"); got != "0000000002.2" {

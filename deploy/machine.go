@@ -6,10 +6,8 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -277,6 +275,3 @@ func stateOf(id string) string { return record.StateDir + "/" + id }
 
 // stagedOf returns where the state of a deployment lies before it is armed.
 func stagedOf(id string) string { return stagedDir + "/" + id }
-
-// isTemp tells the names of half-made directories.
-func isTemp(name string) bool { return strings.HasPrefix(filepath.Base(name), ".") }
