@@ -100,6 +100,16 @@ func AppendInitrd(ctx context.Context, w io.Writer, initrd io.ReaderAt, size int
 // AppendInitrdFile does AppendInitrd from the file in to the file out, which may be the same. The output is complete
 // or absent, and durable; a file that would not change is not written.
 func AppendInitrdFile(ctx context.Context, in, out string, o InitrdOptions) (*InitrdResult, error) {
+	dir, err := durable.OpenDir(filepath.Dir(out))
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close() //nolint:errcheck // a directory descriptor
+	return appendInitrdAt(ctx, in, dir, filepath.Base(out), o)
+}
+
+// appendInitrdAt writes the output as name below dir.
+func appendInitrdAt(ctx context.Context, in string, dir *durable.Dir, name string, o InitrdOptions) (*InitrdResult, error) {
 	f, err := os.Open(in)
 	if err != nil {
 		return nil, err
@@ -109,11 +119,6 @@ func AppendInitrdFile(ctx context.Context, in, out string, o InitrdOptions) (*In
 	if err != nil {
 		return nil, err
 	}
-	dir, err := durable.OpenDir(filepath.Dir(out))
-	if err != nil {
-		return nil, err
-	}
-	defer dir.Close()                  //nolint:errcheck // a directory descriptor
 	temp, err := dir.CreateTemp(0o600) // an initrd may hold secrets
 	if err != nil {
 		return nil, err
@@ -122,13 +127,13 @@ func AppendInitrdFile(ctx context.Context, in, out string, o InitrdOptions) (*In
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("%s: %w", in, err), temp.Discard())
 	}
-	if same, err := sameFile(in, out); err != nil || same && !result.Changed {
+	if same, err := sameFile(in, filepath.Join(dir.Path(), name)); err != nil || same && !result.Changed {
 		return result, errors.Join(err, temp.Discard())
 	}
 	if err := errors.Join(temp.Chmod(uint32(st.Mode().Perm())), temp.Sync()); err != nil {
 		return nil, errors.Join(err, temp.Discard())
 	}
-	if err := temp.Replace(dir, filepath.Base(out)); err != nil {
+	if err := temp.Replace(dir, name); err != nil {
 		return nil, errors.Join(err, temp.Discard())
 	}
 	return result, dir.Sync()
