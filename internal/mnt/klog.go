@@ -1,6 +1,7 @@
 package mnt
 
 import (
+	"errors"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -38,7 +39,7 @@ func (k *kernelLog) since() []string {
 	buf := make([]byte, 8192) // one record per read
 	for range 256 {
 		n, err := unix.Read(k.fd, buf)
-		if err == unix.EPIPE || err == unix.EINTR {
+		if errors.Is(err, unix.EPIPE) || errors.Is(err, unix.EINTR) {
 			continue // a record was overwritten before it was read: the next read goes on behind it
 		}
 		if err != nil || n <= 0 {

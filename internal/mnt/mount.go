@@ -88,16 +88,18 @@ func (m *Mount) AttachAt(dir *os.File, name string) error {
 func OpenBelow(dir *os.File, name string, flags int, resolve uint64) (*os.File, error) {
 	how := unix.OpenHow{Flags: uint64(flags | unix.O_CLOEXEC), Resolve: resolve | unix.RESOLVE_NO_MAGICLINKS}
 	path := dir.Name() + "/" + name
-	for {
-		fd, err := unix.Openat2(int(dir.Fd()), name, &how)
-		if errors.Is(err, unix.EINTR) || errors.Is(err, unix.EAGAIN) {
-			continue // EAGAIN: a rename raced with RESOLVE_BENEATH
+	err := error(unix.EAGAIN)
+	for range 128 {
+		var fd int
+		fd, err = unix.Openat2(int(dir.Fd()), name, &how)
+		if err == nil {
+			return os.NewFile(uintptr(fd), path), nil
 		}
-		if err != nil {
-			return nil, &os.PathError{Op: "open", Path: path, Err: err}
+		if !errors.Is(err, unix.EINTR) && !errors.Is(err, unix.EAGAIN) {
+			break // EAGAIN: a rename raced with RESOLVE_BENEATH
 		}
-		return os.NewFile(uintptr(fd), path), nil
 	}
+	return nil, &os.PathError{Op: "open", Path: path, Err: err}
 }
 
 // Clone returns a detached copy of the mount that dir lies on, with dir as its root: a bind mount that is not

@@ -160,10 +160,10 @@ func (w *workshop) furnish(o Options, img *image, sysroot *os.File) (record.Boot
 		return record.Booted{}, err
 	}
 	s := &stateMounts{w: w, sysroot: sysroot, state: state, root: root, img: img}
-	if err := s.etc(etcMode); err != nil {
+	if err := s.mountEtc(etcMode); err != nil {
 		return record.Booted{}, err
 	}
-	if err := s.var_(varMode); err != nil {
+	if err := s.mountVar(varMode); err != nil {
 		return record.Booted{}, err
 	}
 	note, err := w.attachSysroot(root, sysroot, o.Policy)

@@ -37,8 +37,8 @@ type stateMounts struct {
 	img     *image
 }
 
-// etc provides /etc.
-func (s *stateMounts) etc(mode MountMode) error {
+// mountEtc provides /etc.
+func (s *stateMounts) mountEtc(mode MountMode) error {
 	switch mode {
 	case MountBind:
 		dir, err := mnt.OpenBelow(s.state, "etc", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_SYMLINKS)
@@ -58,8 +58,8 @@ func (s *stateMounts) etc(mode MountMode) error {
 	return nil
 }
 
-// var_ provides /var. The deployment's entry is a link to the directory that all deployments share.
-func (s *stateMounts) var_(mode MountMode) error {
+// mountVar provides /var. The deployment's entry is a link to the directory that all deployments share.
+func (s *stateMounts) mountVar(mode MountMode) error {
 	switch mode {
 	case MountBind:
 		name := "state/deploy/" + s.img.id().Hex() + "/var"
