@@ -141,13 +141,17 @@ func TestRootErrno(t *testing.T) {
 
 	appendOnly := readOnly(t, dir, "append-only", []byte("x"))
 	const appendFlag = 0x20 // FS_APPEND_FL
-	if err := unix.IoctlSetPointerInt(int(appendOnly.Fd()), unix.FS_IOC_SETFLAGS, appendFlag); err != nil {
+	flags, err := unix.IoctlGetInt(int(appendOnly.Fd()), unix.FS_IOC_GETFLAGS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.IoctlSetPointerInt(int(appendOnly.Fd()), unix.FS_IOC_SETFLAGS, flags|appendFlag); err != nil {
 		t.Fatal(err)
 	}
 	if err := fsverity.Enable(appendOnly, fsverity.SHA256); !errors.Is(err, unix.EPERM) {
 		t.Errorf("append-only file: got %v, want EPERM", err)
 	}
-	if err := unix.IoctlSetPointerInt(int(appendOnly.Fd()), unix.FS_IOC_SETFLAGS, 0); err != nil {
+	if err := unix.IoctlSetPointerInt(int(appendOnly.Fd()), unix.FS_IOC_SETFLAGS, flags); err != nil {
 		t.Fatal(err)
 	}
 
