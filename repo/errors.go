@@ -1,6 +1,7 @@
 package repo
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"strings"
@@ -11,6 +12,9 @@ import (
 // ErrNotFound says that a name or an object is not in the repository. It is
 // fs.ErrNotExist too.
 var ErrNotFound = fmt.Errorf("not in the repository: %w", fs.ErrNotExist)
+
+// ErrBatchFailed says that an object of a Batch could not be stored; Wait says why.
+var ErrBatchFailed = errors.New("an object of this batch was not stored")
 
 // NotFoundError names what is not there. It unwraps to ErrNotFound.
 type NotFoundError struct {

@@ -27,6 +27,7 @@ type ObjectWriter struct {
 	hasher *fsverity.Hasher // nil once the kernel is to compute the digest
 	size   int64
 	method Method
+	batch  *Batch // stores what fits into the buffer, if set
 	err    error
 }
 
@@ -131,6 +132,11 @@ func (w *ObjectWriter) commit() (d fsverity.Digest, err error) {
 		defer w.r.hashers.Put(h)
 		_, _ = h.Write(w.buf) // never fails
 		d = h.Sum()
+		if w.batch != nil {
+			w.batch.put(d, w.array, len(w.buf))
+			w.array, w.buf, w.err = nil, nil, errWriterDone
+			return d, nil
+		}
 		w.method, err = w.r.putBytes(d, w.buf)
 		return d, err
 	}
