@@ -6,17 +6,21 @@ import (
 	"fmt"
 	"io/fs"
 	"slices"
+	"strings"
 
 	"github.com/cfsboot/cfsboot/deploy/record"
 	"github.com/cfsboot/cfsboot/repo"
 )
+
+// trashDir holds state on its way out.
+const trashDir = stateTop + "/trash"
 
 // clean removes what no deployment of the journal needs: half-made and dropped
 // state, orphans, payloads that nobody names, refs of deployments that are gone.
 // Removing is not what the user asked for, so a failure is only logged: the next
 // run tries again.
 func (m *machine) clean(ctx context.Context) {
-	for _, step := range []func(context.Context) error{m.cleanStaged, m.cleanOrphans, m.cleanRetiring, m.cleanPayloads, m.cleanRefs} {
+	for _, step := range []func(context.Context) error{m.cleanStaged, m.cleanOrphans, m.cleanRetiring, m.cleanPayloads, m.cleanRefs, m.cleanTrash} {
 		if err := step(ctx); err != nil {
 			m.Logger.Warn("clean up", "error", err)
 			return
@@ -92,17 +96,39 @@ func (m *machine) cleanRefs(ctx context.Context) error {
 	known := m.facts.State.Deployments()
 	var gone []string
 	for _, kind := range []repo.Kind{repo.Images, repo.Streams} {
-		for ref, err := range m.repo.Refs(kind, refPrefix) {
-			if err != nil {
-				return err
-			}
-			if id := idOfRef(ref.Name); id != "" && !slices.Contains(known, id) && !slices.Contains(gone, id) {
-				gone = append(gone, id)
+		// Not Refs: a directory without refs has to go too.
+		list, err := m.repo.Dir().ReadSubDir(kind.String() + "/refs/" + strings.TrimSuffix(refPrefix, "/"))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		for _, x := range list {
+			if isID(x.Name) && !slices.Contains(known, x.Name) && !slices.Contains(gone, x.Name) {
+				gone = append(gone, x.Name)
 			}
 		}
 	}
 	for _, id := range gone {
 		if err := m.removeRefs(ctx, id); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// cleanTrash removes state that a killed run had taken away already.
+func (m *machine) cleanTrash(context.Context) error {
+	list, err := m.top.ReadSubDir(trashDir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, x := range list {
+		if err := m.top.RemoveAll(trashDir + "/" + x.Name); err != nil {
 			return err
 		}
 	}
@@ -163,7 +189,7 @@ func (m *machine) removeState(name string) error {
 	if err != nil || !ok {
 		return err
 	}
-	trash, err := m.top.MkdirAll(stateTop+"/trash", stateDirPerm)
+	trash, err := m.top.MkdirAll(trashDir, stateDirPerm)
 	if err != nil {
 		return err
 	}
@@ -187,7 +213,7 @@ func (m *machine) makeRoom(ctx context.Context, need int64, keepID, keepPayload 
 	if err := m.removeStale(keepPayload); err != nil {
 		return err
 	}
-	space, err := m.esp.Space()
+	space, err := m.space(m.esp)
 	if err != nil {
 		return err
 	}

@@ -42,7 +42,7 @@ func must(t *testing.T, err error) {
 }
 
 func crashCases(t *testing.T) []crashCase {
-	r1, r2 := release(t, "1"), release(t, "2")
+	r1, r2, r3, r4 := release(t, "1"), release(t, "2"), release(t, "3"), release(t, "4")
 	install := func(t *testing.T, w *world) {
 		t.Helper()
 		_, err := w.install(r1)
@@ -169,6 +169,46 @@ func crashCases(t *testing.T) []crashCase {
 				}
 				must(t, settled(w.upgrade(r2)))
 				checkQuiet(t, w)
+			},
+		},
+		{
+			"upgrade that makes room", func(t *testing.T, w *world) {
+				second(t, w)
+				_, err := w.upgrade(r3)
+				must(t, err)
+				_, err = w.finalize()
+				must(t, err)
+				w.boot()
+				w.bless()
+				// Free is 8192 bytes less than a payload (three clusters), an entry
+				// and the growth of three directories need beside the reserve.
+				w.limit = (used(w.fat.Path()) + 7*cluster - 2*cluster) * 8 / 7
+			},
+			func(w *world) error { return settled(w.upgrade(r4)) },
+			func(t *testing.T, w *world) {
+				t.Helper()
+				isStaged(t, w)
+				if n := len(w.state().Deployments()); n != 3 {
+					t.Fatalf("%d deployments, want 3: the oldest makes room", n)
+				}
+			},
+			func(t *testing.T, w *world) {
+				if got := running(t, w); got != "welcome to 3\n" {
+					t.Fatalf("booted %q before finalize", got)
+				}
+				w.bless()
+				if w.state().Rollback(w.booted()) == nil {
+					t.Fatal("nothing is left to go back to")
+				}
+				must(t, settled(w.upgrade(r4)))
+				checkQuiet(t, w)
+				if n := len(w.state().Deployments()); n != 3 {
+					t.Fatalf("%d deployments in the end, want 3", n)
+				}
+				must(t, settled(w.finalize()))
+				if got := running(t, w); got != "welcome to 4\n" {
+					t.Fatalf("booted %q in the end", got)
+				}
 			},
 		},
 		{

@@ -387,7 +387,7 @@ func (m *machine) placeLoader(ctx context.Context, img *image, timeout int) erro
 	if err != nil {
 		return err
 	}
-	space, err := m.esp.Space()
+	space, err := m.space(m.esp)
 	if err != nil {
 		return err
 	}

@@ -46,6 +46,8 @@ type Options struct {
 	LockWait time.Duration
 	Progress progress.Reporter // may be nil
 	Logger   *slog.Logger      // nil: discard
+
+	space func(*esp.ESP) (esp.Space, error) // replaced by tests
 }
 
 // OpenSource opens an image reference ("docker://…", "oci:DIR:TAG") for pulling.
@@ -70,6 +72,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.Clock == nil {
 		o.Clock = systemClock{}
+	}
+	if o.space == nil {
+		o.space = (*esp.ESP).Space
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)

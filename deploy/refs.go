@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io/fs"
-	"strings"
 
 	"github.com/cfsboot/cfsboot/fsverity"
 	"github.com/cfsboot/cfsboot/repo"
@@ -59,13 +58,4 @@ func (m *machine) removeRefs(ctx context.Context, id string) error {
 		m.Logger.Debug("remove the empty directory of refs", "error", err)
 	}
 	return m.repo.Sync(ctx)
-}
-
-// idOfRef returns the deployment that a ref belongs to, "" for other refs.
-func idOfRef(name string) string {
-	id, _, _ := strings.Cut(strings.TrimPrefix(name, refPrefix), "/")
-	if !isID(id) {
-		return ""
-	}
-	return id
 }

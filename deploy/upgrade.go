@@ -230,7 +230,7 @@ func (m *machine) sameContent(ctx context.Context, img *image) (bool, *Change, e
 
 // placePayload puts kernel and initrd on the boot partition, after making room.
 func (m *machine) placePayload(ctx context.Context, img *image) error {
-	space, err := m.esp.Space()
+	space, err := m.space(m.esp)
 	if err != nil {
 		return err
 	}
@@ -255,7 +255,7 @@ func (m *machine) payloadInUse(digest string) bool {
 // kernel is nobody knows yet, but it will hardly be smaller than half of the
 // running one's, which may be the same.
 func (m *machine) checkESPSpace() error {
-	space, err := m.esp.Space()
+	space, err := m.space(m.esp)
 	if err != nil {
 		return err
 	}

@@ -150,6 +150,7 @@ type world struct {
 	clock   *clock
 	killer  *killer // nil: no faults
 	verity  bool    // the root file system has fs-verity
+	limit   int64   // size of the boot partition, bytes; 0: that of the file system below
 }
 
 func newWorld(t *testing.T) *world {
@@ -189,7 +190,31 @@ func (w *world) options() deploy.Options {
 	if w.killer != nil {
 		root, fat = w.killer.watch(w.t, model(w.root)), w.killer.watch(w.t, model(w.fat))
 	}
-	return deploy.Options{Root: w.running, Sysroot: root, ESP: fat, Vars: silentVars{}, Systemd: w.systemd, Clock: w.clock}
+	o := deploy.Options{Root: w.running, Sysroot: root, ESP: fat, Vars: silentVars{}, Systemd: w.systemd, Clock: w.clock}
+	if w.limit > 0 {
+		limit, path := w.limit, w.fat.Path()
+		o = o.WithSpace(func(*esp.ESP) (esp.Space, error) {
+			return esp.Space{Free: limit - used(path), Total: limit, Cluster: cluster}, nil
+		})
+	}
+	return o
+}
+
+const cluster = 4096
+
+// used is what the files below a directory take on a FAT file system.
+func used(root string) (sum int64) {
+	_ = filepath.WalkDir(root, func(_ string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		info, err := d.Info()
+		if err == nil {
+			sum += esp.FileCost(info.Size(), cluster)
+		}
+		return err
+	})
+	return sum
 }
 
 func (w *world) pull() deploy.PullOptions {
