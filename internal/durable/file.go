@@ -115,16 +115,6 @@ func (f *File) Size() int64 { return f.size }
 // Fd returns the descriptor, which stays owned by f.
 func (f *File) Fd() int { return f.fd }
 
-// Allocate reserves size bytes, so that a full disk shows before the first byte
-// is written; the size of the file does not change. File systems without that
-// operation answer an error that is errors.ErrUnsupported.
-func (f *File) Allocate(size int64) error {
-	err := do(f.d.hook, f.op(OpAllocate), func() error {
-		return unix.Fallocate(f.fd, unix.FALLOC_FL_KEEP_SIZE, 0, size)
-	})
-	return f.d.wrapSize("allocate", f.name, size, err)
-}
-
 // Sync makes the content durable (fsync); on a journaled file system not the
 // name, for that use Dir.Sync.
 func (f *File) Sync() error {

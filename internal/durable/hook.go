@@ -14,7 +14,6 @@ const (
 	OpCreate   Kind = "create"    // openat O_CREAT|O_EXCL
 	OpTemp     Kind = "temporary" // openat O_TMPFILE
 	OpWrite    Kind = "write"
-	OpAllocate Kind = "allocate"  // fallocate
 	OpFsync    Kind = "fsync"     // of a file
 	OpSyncDir  Kind = "fsync-dir" // of a directory
 	OpSyncFS   Kind = "syncfs"

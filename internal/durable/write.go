@@ -106,20 +106,6 @@ func (d *Dir) SyncFS() error {
 	return d.wrap("syncfs", "", do(d.hook, op, func() error { return unix.Syncfs(d.fd) }))
 }
 
-// Freeze checkpoints the journal of the file system (FIFREEZE, FITHAW), for a
-// boot loader that reads it without replaying the journal. It needs root; vfat
-// answers an error that is errors.ErrUnsupported.
-func (d *Dir) Freeze() error {
-	const fiFreeze, fiThaw = 0xc0045877, 0xc0045878 // linux/fs.h
-	err := do(d.hook, Op{Kind: OpSyncFS, DirFD: d.fd, NewDirFD: -1, FD: -1, Path: d.path}, func() error {
-		if err := unix.IoctlSetInt(d.fd, fiFreeze, 0); err != nil {
-			return err
-		}
-		return unix.IoctlSetInt(d.fd, fiThaw, 0)
-	})
-	return d.wrap("freeze", "", err)
-}
-
 // ReadBack copies what the medium holds of the file name to w: it writes the
 // file back, drops its pages from the cache and reads with O_DIRECT where the
 // file system can. It returns the number of bytes.
