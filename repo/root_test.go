@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cfsboot/cfsboot/fsverity"
+	"github.com/cfsboot/cfsboot/internal/durable"
 	"github.com/cfsboot/cfsboot/internal/durable/durabletest"
 	"github.com/cfsboot/cfsboot/repo"
 	"github.com/cfsboot/cfsboot/repo/splitstream"
@@ -160,8 +161,8 @@ func TestRootOpenTable(t *testing.T) {
 // a splitstream.
 func TestRootTamper(t *testing.T) {
 	needsVerity(t)
-	if _, err := exec.LookPath("debugfs"); err != nil && os.Getenv("CFSBOOT_REQUIRE_ORACLES") != "1" {
-		t.Skip("debugfs is not installed")
+	if _, err := exec.LookPath("mkfs.ext4"); err != nil {
+		t.Fatal("mkfs.ext4 is not installed")
 	}
 	// A file system of our own, because the medium is changed behind its back.
 	base := t.TempDir()
@@ -357,4 +358,32 @@ func TestRootFullDisk(t *testing.T) {
 		t.Errorf("got %v, want ENOSPC", err)
 	}
 	check(t, r)
+}
+
+// tamper changes each file after it was written and before it is sealed.
+type tamper struct{}
+
+func (tamper) Before(durable.Op) error { return nil }
+
+func (tamper) After(op durable.Op, err error) {
+	if op.Kind == durable.OpWrite && err == nil {
+		_, _ = unix.Pwrite(op.FD, []byte("changed"), 0)
+	}
+}
+
+// TestRootChangedBeforeEnable: an object whose file has other content than what was
+// hashed gets no name.
+func TestRootChangedBeforeEnable(t *testing.T) {
+	path := newSecureRepo(t, fsverity.SHA512).Path()
+	dir, err := openDir(t, path).WithHook(tamper{})
+	must(t, err)
+	defer dir.Close() //nolint:errcheck // nothing was written through it
+	r := open(t, dir)
+	var mismatch *fsverity.MismatchError
+	if _, err := r.PutObject(t.Context(), pattern(5000, 1)); !errors.As(err, &mismatch) {
+		t.Errorf("got %v, want a MismatchError", err)
+	}
+	if got := files(t, path); len(got) != 1 {
+		t.Errorf("got the files %v, want meta.json only", got)
+	}
 }
