@@ -57,11 +57,26 @@ func (p *puller) images(ctx context.Context, layers []*oci.Layer) (keyring.Image
 	if images.Plain, err = p.encode(ctx, "plain image", root); err != nil || !p.opts.Bootable {
 		return images, err
 	}
+	if err := refuseAboot(root, p.r); err != nil {
+		return images, fmt.Errorf("make boot image: %w", err)
+	}
 	if err := bootimage.Transform(root, p.r); err != nil {
 		return images, fmt.Errorf("make boot image: %w", err)
 	}
 	images.Boot, err = p.encode(ctx, "boot image", root)
 	return images, err
+}
+
+// refuseAboot refuses a payload in /boot that boots in a way that this program
+// does not know, as composefs-rs refuses what it cannot read there. Whether there
+// is a kernel that can be deployed is asked when something is deployed.
+func refuseAboot(root *tree.Node, o bootimage.ObjectOpener) error {
+	_, err := bootimage.FindResources(root, o)
+	var unusable *bootimage.ResourceError
+	if errors.As(err, &unusable) && unusable.Reason == bootimage.Aboot {
+		return err
+	}
+	return nil
 }
 
 func (p *puller) encode(ctx context.Context, name string, root *tree.Node) (d fsverity.Digest, err error) {

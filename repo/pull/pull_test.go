@@ -478,6 +478,7 @@ func TestBadSources(t *testing.T) {
 		{"no /usr", layers(without("usr")), new(*tree.RequiredError), "/usr"},
 		{"no /boot", layers(without("boot")), new(*tree.RequiredError), "/boot"},
 		{"no /sysroot", layers(without("sysroot")), new(*tree.RequiredError), "/sysroot"},
+		{"aboot", layers(osLayer("/boot/aboot-6.1.img 1 100644 1 0 0 0 0.0 - x -\n")), new(*bootimage.ResourceError), "/boot/aboot-6.1.img: aboot images are not supported"},
 		{"/boot is a file", layers(without("boot"), ocitest.Layer{Dump: "/ 4096 40755 2 0 0 0 0.0 - - -\n/boot 1 100644 1 0 0 0 0.0 - x -\n"}), new(*tree.RequiredError), "/boot"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
