@@ -84,6 +84,7 @@ func Upgrade(ctx context.Context, o UpgradeOptions) (_ *Change, err error) {
 	case actKeep:
 		c := m.change(ActionStaged, m.facts.State.Staged.Deployment)
 		m.startFinalize(ctx, c)
+		m.clean(ctx)
 		return c, ErrNothingToDo
 	case actNothing:
 		m.clean(ctx)
