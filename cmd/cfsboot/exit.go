@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -101,17 +102,20 @@ func (e *env) fail(err error) int {
 	c := classify(err)
 	if e.opts.json {
 		var r errorReport
-		r.Error.Class, r.Error.Message, r.Error.Advice = c.name, err.Error(), c.advice
+		r.Error.Class, r.Error.Message, r.Error.Advice = c.name, oneLine(err), c.advice
 		r.Error.Details = details(err)
 		_ = writeJSON(e.stderr, r) // nothing is left to tell it to
 		return c.exit
 	}
-	fmt.Fprintf(e.stderr, "cfsboot: %v\n", err)
+	fmt.Fprintf(e.stderr, "cfsboot: %s\n", oneLine(err))
 	if c.advice != "" {
 		fmt.Fprintf(e.stderr, "cfsboot: %s\n", c.advice)
 	}
 	return c.exit
 }
+
+// oneLine is the text of an error without the line breaks that joined errors have.
+func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
 
 // details returns the fields of an error that scripts may want, or nil.
 func details(err error) any {
