@@ -20,7 +20,11 @@ func (e *encoder) emit(w io.Writer) error {
 			dir++
 		}
 		o.zeroTo(int64(e.inodes[i].nid) * slotSize)
-		block += e.emitInode(o, i, d, block)
+		blocks, err := e.emitInode(o, i, d, block)
+		if err != nil {
+			return err
+		}
+		block += blocks
 		if err := o.flush(flushAt); err != nil {
 			return err
 		}
@@ -110,9 +114,12 @@ func (e *encoder) emitSuper(o *output) {
 
 // emitInode writes inode i with its attributes and tail, and returns the number
 // of its data blocks, the first of which is block.
-func (e *encoder) emitInode(o *output, i, dir int, block int64) int64 {
+func (e *encoder) emitInode(o *output, i, dir int, block int64) (int64, error) {
 	n := e.inodes[i].node
-	s, _ := e.shape(i, dir) // was checked by layout
+	s, nerr := e.shape(i, dir)
+	if nerr != nil {
+		return 0, nerr.at(e.findPath(n)) // was checked by layout
+	}
 	if n.Kind == tree.Symlink && s.header+s.xattrs+s.tail >= blockSize || e.moved[i] {
 		s.blocks, s.tail = 1, 0
 	}
@@ -170,9 +177,11 @@ func (e *encoder) emitInode(o *output, i, dir int, block int64) int64 {
 		e.emitXattrs(o, n, n.IsDir() && e.dirs[dir].whiteouts)
 	}
 	if s.tail > 0 {
-		e.emitTail(o, n, dir, s.tail)
+		if err := e.emitTail(o, n, dir, s.tail); err != nil {
+			return 0, err
+		}
 	}
-	return s.blocks
+	return s.blocks, nil
 }
 
 // emitXattrs writes the attribute area of a node.
@@ -215,10 +224,10 @@ func (o *output) xattrEntry(a *attr) {
 	o.buf = append(b, zeros[:entrySize(len(suffix), length)-used]...)
 }
 
-func (e *encoder) emitTail(o *output, n *tree.Node, dir int, size int64) {
+func (e *encoder) emitTail(o *output, n *tree.Node, dir int, size int64) error {
 	switch {
 	case n.IsDir():
-		e.emitDir(o, dir, true)
+		return e.emitDir(o, dir, true)
 	case n.Kind == tree.Symlink:
 		o.buf = append(o.buf, n.Target...)
 	case isChunked(n):
@@ -228,6 +237,7 @@ func (e *encoder) emitTail(o *output, n *tree.Node, dir int, size int64) {
 	default:
 		o.buf = append(o.buf, n.Inline[int64(len(n.Inline))-size:]...)
 	}
+	return nil
 }
 
 // emitBlocks writes the data blocks of inode i.
@@ -245,7 +255,11 @@ func (e *encoder) emitBlocks(o *output, i, dir int) error {
 		if len(n.Xattrs) == 0 && extendedSize+len(n.Target) < blockSize {
 			return nil // was not moved
 		}
-		if s, _ := e.shape(i, dir); s.header+s.xattrs+s.tail < blockSize {
+		s, nerr := e.shape(i, dir)
+		if nerr != nil {
+			return nerr.at(e.findPath(n)) // was checked by layout
+		}
+		if s.header+s.xattrs+s.tail < blockSize {
 			return nil
 		}
 		o.buf = append(o.buf, n.Target...)
