@@ -9,6 +9,7 @@ import (
 	"github.com/cfsboot/cfsboot/deploy/esp"
 	"github.com/cfsboot/cfsboot/deploy/record"
 	"github.com/cfsboot/cfsboot/erofs/tree"
+	"github.com/cfsboot/cfsboot/fsverity"
 	"github.com/cfsboot/cfsboot/keyring"
 	"github.com/cfsboot/cfsboot/repo/oci"
 	"github.com/cfsboot/cfsboot/repo/pull"
@@ -86,11 +87,16 @@ func (m *machine) pullImage(ctx context.Context, src oci.Source, reference strin
 // with the way here, a *RefusedError.
 func refuseImage(err error) error {
 	var (
+		damaged  *fsverity.MismatchError
 		missing  *tree.RequiredError
+		resource *bootimage.ResourceError
 		file     *bootimage.FileError
 		platform *oci.PlatformError
 	)
-	if errors.As(err, &missing) || errors.As(err, &file) || errors.As(err, &platform) || errors.Is(err, bootimage.ErrSELinux) {
+	switch {
+	case errors.As(err, &damaged):
+		return err
+	case errors.As(err, &missing), errors.As(err, &resource), errors.As(err, &file), errors.As(err, &platform), errors.Is(err, bootimage.ErrSELinux):
 		return &RefusedError{Code: CodeImage, Detail: "the image cannot be booted here", Err: err}
 	}
 	return err
@@ -105,7 +111,7 @@ func (m *machine) bootFiles(ctx context.Context, img *image) (*bootimage.Resourc
 	}
 	res, err := bootimage.FindResources(plain, m.repo)
 	if err != nil {
-		return nil, &RefusedError{Code: CodeImage, Detail: "the image cannot be booted", Err: err}
+		return nil, refuseImage(err)
 	}
 	img.payload, err = esp.NewPayload(ctx, []esp.Content{
 		m.content(payloadKernel, res.Kernel.Image), m.content(payloadInitrd, res.Kernel.Initrd),

@@ -11,6 +11,7 @@ import (
 
 	"github.com/cfsboot/cfsboot/bootimage"
 	"github.com/cfsboot/cfsboot/deploy"
+	"github.com/cfsboot/cfsboot/deploy/esp"
 	"github.com/cfsboot/cfsboot/erofs"
 	"github.com/cfsboot/cfsboot/erofs/tree"
 	"github.com/cfsboot/cfsboot/fsverity"
@@ -63,7 +64,7 @@ var classes = []class{
 			is[*bootimage.SELinuxError](err) || is[*oci.PlatformError](err) || is[*oci.MediaTypeError](err)
 	}, ""},
 	{"integrity", 8, func(err error) bool {
-		return is[*fsverity.MismatchError](err) || is[*erofs.FormatError](err) || is[*splitstream.FormatError](err) || is[*oci.DigestError](err) ||
+		return is[*fsverity.MismatchError](err) || is[*erofs.FormatError](err) || is[*splitstream.FormatError](err) || is[*oci.DigestError](err) || is[*esp.VerifyError](err) ||
 			is[*oci.FormatError](err) || is[*tree.EntryError](err) || is[*bootimage.FileError](err)
 	}, "the data is not what its name or format says: nothing of it was used"},
 	{"network", 5, is[*remote.Error], "check the reference, the network and the credentials; a repeated run keeps what is complete"},

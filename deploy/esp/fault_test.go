@@ -14,7 +14,7 @@ import (
 	"github.com/cfsboot/cfsboot/internal/durable/durabletest"
 )
 
-// TestPlaceSurvivesEveryFault fails and kills at every mutating call on a FAT
+// TestPlaceSurvivesEveryFault (peers write in place, without a sync: P7) fails and kills at every mutating call on a FAT
 // model, cuts the power, and wants the next run to succeed; an entry must never
 // be there without its whole payload.
 func TestPlaceSurvivesEveryFault(t *testing.T) {
