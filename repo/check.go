@@ -205,7 +205,7 @@ func (c *checker) size(d fsverity.Digest) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	defer f.Close() //nolint:errcheck // read only
+	defer f.Close()
 	st, err := f.Stat()
 	if err != nil {
 		return 0, err
@@ -250,7 +250,7 @@ func (c *checker) images(ctx context.Context) (err error) {
 			c.rep.add("image-open-failed", where, "%v", err)
 			return
 		}
-		defer f.Close() //nolint:errcheck // read only
+		defer f.Close()
 		c.image(where, f)
 	})
 	return err

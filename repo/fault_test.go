@@ -186,7 +186,7 @@ func (s step) sound(t *testing.T, fs *durabletest.FS, when string) {
 	if err != nil {
 		t.Fatalf("%s: open: %v", when, err)
 	}
-	defer r.Close() //nolint:errcheck // a reader by now
+	defer r.Close()
 	rep, err := r.Check(ctx)
 	must(t, err)
 	if !rep.OK() {
@@ -200,7 +200,7 @@ func (s step) sound(t *testing.T, fs *durabletest.FS, when string) {
 	}
 	after, err := repo.Open(ctx, fs.PowerLoss().Dir(), repo.Options{})
 	must(t, err)
-	defer after.Close() //nolint:errcheck // a reader
+	defer after.Close()
 	rep, err = after.Check(ctx)
 	must(t, err)
 	if err := s.done(after); err != nil || !rep.OK() {

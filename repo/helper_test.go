@@ -75,7 +75,7 @@ func store(ctx context.Context, r *repo.Repository, data []byte, step int) (fsve
 	if err != nil {
 		return fsverity.Digest{}, 0, err
 	}
-	defer w.Abort() //nolint:errcheck // nothing is left after Commit
+	defer w.Abort()
 	for i := 0; i < len(data); i += step {
 		if _, err := w.Write(data[i:min(i+step, len(data))]); err != nil {
 			return fsverity.Digest{}, 0, err
@@ -94,7 +94,7 @@ func stream(ctx context.Context, r *repo.Repository, objects ...[]byte) (fsverit
 	if err != nil {
 		return fsverity.Digest{}, err
 	}
-	defer w.Abort() //nolint:errcheck // nothing is left after Commit
+	defer w.Abort()
 	for _, o := range objects {
 		d, _, err := store(ctx, r, o, 50_000)
 		if err != nil {

@@ -235,7 +235,7 @@ func measurable(dir *durable.Dir, name string) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	defer f.Close() //nolint:errcheck // read only
+	defer f.Close()
 	_, err = fsverity.Measure(f)
 	if errors.Is(err, fsverity.ErrNotEnabled) || errors.Is(err, errors.ErrUnsupported) {
 		return false, nil

@@ -25,7 +25,7 @@ func TestInit(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "new")
 	dir, err := repo.MakeDir(path)
 	must(t, err)
-	defer dir.Close() //nolint:errcheck // read only
+	defer dir.Close()
 	if st, err := os.Stat(path); err != nil || st.Mode().Perm() != 0o700 {
 		t.Errorf("directory: got %v, %v, want mode 0700", st.Mode(), err)
 	}
@@ -116,8 +116,8 @@ func legacy(t *testing.T, a fsverity.Algorithm) string {
 	path := t.TempDir()
 	d := fsverity.Sum(a, []byte("x"))
 	file := filepath.Join(path, "objects", d.ObjectPath())
-	must(t, os.MkdirAll(filepath.Dir(file), 0o755)) //nolint:gosec // as a repository has it
-	must(t, os.WriteFile(file, []byte("x"), 0o644)) //nolint:gosec // as a repository has it
+	must(t, os.MkdirAll(filepath.Dir(file), 0o755))
+	must(t, os.WriteFile(file, []byte("x"), 0o644))
 	must(t, os.WriteFile(filepath.Join(path, "objects", ".tmp-object-abc"), nil, 0o600))
 	return path
 }
@@ -169,7 +169,7 @@ func TestUpgrade(t *testing.T) {
 		t.Errorf("other algorithm: got %v, want an AlgorithmError", err)
 	}
 	empty := t.TempDir()
-	must(t, os.Mkdir(filepath.Join(empty, "objects"), 0o755)) //nolint:gosec // as a repository has it
+	must(t, os.Mkdir(filepath.Join(empty, "objects"), 0o755))
 	if err := repo.Upgrade(ctx, openDir(t, empty), 0); !errors.Is(err, repo.ErrNoObjects) {
 		t.Errorf("empty objects: got %v, want ErrNoObjects", err)
 	}

@@ -210,7 +210,7 @@ func parseFormats(raw json.RawMessage) (*Formats, error) {
 	}
 	formats := &Formats{Default: erofs.Version(def)}
 	for _, v := range extra {
-		formats.Extra = append(formats.Extra, erofs.Version(v)) //nolint:gosec // checked above
+		formats.Extra = append(formats.Extra, erofs.Version(v))
 	}
 	return formats, nil
 }
@@ -259,7 +259,7 @@ func readMeta(dir *durable.Dir) (m Metadata, verity support, err error) {
 	if err != nil {
 		return m, 0, err
 	}
-	defer f.Close() //nolint:errcheck // read only
+	defer f.Close()
 	data, err := readLimited(f, metaLimit)
 	if err != nil {
 		return m, 0, err

@@ -155,13 +155,13 @@ func FuzzParseMetadata(f *testing.F) {
 func withMeta(t *testing.T, text string) string {
 	t.Helper()
 	path := t.TempDir()
-	must(t, os.WriteFile(filepath.Join(path, "meta.json"), []byte(text), 0o644)) //nolint:gosec // as a repository has it
+	must(t, os.WriteFile(filepath.Join(path, "meta.json"), []byte(text), 0o644))
 	return path
 }
 
 func TestOpenRefuses(t *testing.T) {
 	old := t.TempDir()
-	must(t, os.Mkdir(filepath.Join(old, "objects"), 0o755)) //nolint:gosec // as a repository has it
+	must(t, os.Mkdir(filepath.Join(old, "objects"), 0o755))
 	features := func(tier string) string {
 		return `{"version":1,"algorithm":"fsverity-sha512-12","features":{"` + tier + `":["x","y"]}}`
 	}
@@ -236,7 +236,7 @@ func TestReadOnlyFeatures(t *testing.T) {
 	must(t, w.SetRef(ctx, repo.Streams, "r", "s"))
 	must(t, w.Close())
 	meta := filepath.Join(path, "meta.json")
-	must(t, os.WriteFile(meta, []byte(strings.Replace(defaultMeta, `"v1_erofs"`, `"v1_erofs", "new"`, 1)), 0o644)) //nolint:gosec // as a repository has it
+	must(t, os.WriteFile(meta, []byte(strings.Replace(defaultMeta, `"v1_erofs"`, `"v1_erofs", "new"`, 1)), 0o644))
 
 	r := open(t, dir)
 	before := files(t, path)
@@ -247,7 +247,7 @@ func TestReadOnlyFeatures(t *testing.T) {
 	_, calls["NewStream"] = r.NewStream(ctx, splitstream.Layer)
 	f, err := os.Open(meta)
 	must(t, err)
-	defer f.Close() //nolint:errcheck // read only
+	defer f.Close()
 	_, _, calls["PutFile"] = r.PutFile(ctx, f)
 	calls["PublishStream"] = r.PublishStream(ctx, "s2", id)
 	calls["PublishImage"] = r.PublishImage(ctx, object)

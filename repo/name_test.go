@@ -54,7 +54,7 @@ func TestStreams(t *testing.T) {
 	}
 	s, err := r.OpenStream(ctx, name, splitstream.Layer)
 	must(t, err)
-	defer s.Close() //nolint:errcheck // read only
+	defer s.Close()
 	var got bytes.Buffer
 	n, err := s.WriteTo(&got)
 	want := "inline" + string(parts[0]) + "inline" + string(parts[1])
@@ -90,7 +90,7 @@ func TestSingle(t *testing.T) {
 	must(t, err)
 	s, err := r.OpenStreamByID(ctx, id, splitstream.Config)
 	must(t, err)
-	defer s.Close() //nolint:errcheck // read only
+	defer s.Close()
 	if b, err := s.ReadSingle(ctx, 2); err != nil || string(b) != "{}" {
 		t.Errorf("got %q, %v", b, err)
 	}

@@ -186,15 +186,16 @@ func (r *Repository) ReadObject(ctx context.Context, d fsverity.Digest, limit in
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close() //nolint:errcheck // read only
+	defer f.Close()
 	data, err := readLimited(f, limit)
 	if err != nil {
 		return nil, fmt.Errorf("read object %s: %w", d, err)
 	}
-	if got := d; !enforced {
-		if got = fsverity.Sum(d.Algorithm(), data); got != d {
-			return nil, &fsverity.MismatchError{Where: f.Name(), Got: got, Want: d}
-		}
+	if enforced {
+		return data, nil
+	}
+	if got := fsverity.Sum(d.Algorithm(), data); got != d {
+		return nil, &fsverity.MismatchError{Where: f.Name(), Got: got, Want: d}
 	}
 	return data, nil
 }
@@ -351,7 +352,7 @@ func (r *Repository) existing(shard *durable.Dir, rest string, d fsverity.Digest
 	if err != nil {
 		return false, err
 	}
-	defer f.Close() //nolint:errcheck // read only
+	defer f.Close()
 	st, err := f.Stat()
 	if err != nil {
 		return false, err
@@ -422,7 +423,7 @@ func (r *Repository) reflink(f *os.File) (d fsverity.Digest, m Method, err error
 	}
 	defer func() { err = errors.Join(err, t.Discard()) }()
 	err = r.dir.Mutate("reflink", func() error {
-		return unix.IoctlFileClone(t.Fd(), int(f.Fd())) //nolint:gosec // a descriptor fits
+		return unix.IoctlFileClone(t.Fd(), int(f.Fd()))
 	})
 	for _, no := range []error{unix.EOPNOTSUPP, unix.EXDEV, unix.ENOTTY, unix.EINVAL} {
 		if errors.Is(err, no) {

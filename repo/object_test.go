@@ -40,13 +40,13 @@ func TestObjectFlows(t *testing.T) {
 				"file": func(r *repo.Repository) (fsverity.Digest, repo.Method, error) {
 					f, err := os.Open(source)
 					must(t, err)
-					defer f.Close() //nolint:errcheck // read only
+					defer f.Close()
 					return r.PutFile(ctx, f)
 				},
 				"reader": func(r *repo.Repository) (d fsverity.Digest, _ repo.Method, err error) {
 					w, err := r.NewObject(ctx)
 					must(t, err)
-					defer w.Abort() //nolint:errcheck // nothing is left after Commit
+					defer w.Abort()
 					if _, err := w.ReadFrom(iotest.HalfReader(bytes.NewReader(data))); err != nil {
 						return d, 0, err
 					}
@@ -186,7 +186,7 @@ func TestWithoutTmpfile(t *testing.T) {
 	ctx := t.Context()
 	dir, err := openDir(t, t.TempDir()).WithHook(noTemp{})
 	must(t, err)
-	defer dir.Close() //nolint:errcheck // nothing was written through it
+	defer dir.Close()
 	must(t, repo.Init(ctx, dir, insecure))
 	for i, want := range []repo.Method{repo.Copied, repo.AlreadyPresent} {
 		r := open(t, dir)

@@ -38,7 +38,7 @@ func (r *Repository) NewObject(ctx context.Context) (*ObjectWriter, error) {
 	if err := r.mayWrite(ctx); err != nil {
 		return nil, err
 	}
-	w := &ObjectWriter{r: r, array: writerBuffers.Get().(*[writerBuffer]byte)} //nolint:errcheck // the pool holds nothing else
+	w := &ObjectWriter{r: r, array: writerBuffers.Get().(*[writerBuffer]byte)}
 	w.buf = w.array[:0]
 	return w, nil
 }
@@ -78,7 +78,7 @@ func (w *ObjectWriter) ReadFrom(src io.Reader) (int64, error) {
 		n, err := src.Read(w.buf[len(w.buf):writerBuffer])
 		w.buf = w.buf[:len(w.buf)+n]
 		total += int64(n)
-		if err == io.EOF { //nolint:errorlint // io.Reader returns it bare
+		if err == io.EOF {
 			return total, nil
 		}
 		if err != nil {

@@ -152,7 +152,7 @@ func walkRefs(dir *durable.Dir, prefix string, yield func(Ref, error) bool) bool
 	}
 	for _, e := range list {
 		name := path.Join(prefix, e.Name)
-		ok := true
+		var ok bool
 		switch {
 		case e.IsDir():
 			sub, err := dir.Sub(e.Name)

@@ -42,7 +42,7 @@ func measure(t *testing.T, path string) (fsverity.Digest, error) {
 	t.Helper()
 	f, err := os.Open(path)
 	must(t, err)
-	defer f.Close() //nolint:errcheck // read only
+	defer f.Close()
 	return fsverity.Measure(f)
 }
 
@@ -109,7 +109,7 @@ func TestRootOpenTable(t *testing.T) {
 	plant := func(t *testing.T, r *repo.Repository, content []byte, a fsverity.Algorithm) {
 		t.Helper()
 		path := objectFile(r, sum(data))
-		must(t, os.MkdirAll(filepath.Dir(path), 0o755)) //nolint:gosec // as a repository has it
+		must(t, os.MkdirAll(filepath.Dir(path), 0o755))
 		must(t, os.WriteFile(path, content, 0o600))
 		if a != 0 {
 			f, err := os.Open(path)
@@ -264,7 +264,7 @@ func TestRootForks(t *testing.T) {
 				case <-stop:
 					return
 				default:
-					_ = exec.Command("/bin/true").Run() //nolint:noctx // ends at once
+					_ = exec.Command("/bin/true").Run()
 				}
 			}
 		})
@@ -300,7 +300,7 @@ func TestRootReadOnlyMount(t *testing.T) {
 	must(t, unix.Mount("", target, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""))
 	ro, err := repo.Open(ctx, openDir(t, target), repo.Options{RequireVerity: true})
 	must(t, err)
-	defer ro.Close() //nolint:errcheck // read only
+	defer ro.Close()
 	if err := ro.Writable(); !errors.Is(err, unix.EROFS) {
 		t.Errorf("Writable: got %v, want EROFS", err)
 	}
@@ -318,7 +318,7 @@ func TestRootOverlay(t *testing.T) {
 	needsVerity(t)
 	base := t.TempDir()
 	for _, name := range []string{"lower", "upper", "work", "merged"} {
-		must(t, os.Mkdir(filepath.Join(base, name), 0o755)) //nolint:gosec // a test directory
+		must(t, os.Mkdir(filepath.Join(base, name), 0o755))
 	}
 	merged := filepath.Join(base, "merged")
 	err := unix.Mount("overlay", merged, "overlay", 0, fmt.Sprintf("lowerdir=%[1]s/lower,upperdir=%[1]s/upper,workdir=%[1]s/work", base))
@@ -326,11 +326,11 @@ func TestRootOverlay(t *testing.T) {
 	defer func() { must(t, unix.Unmount(merged, unix.MNT_DETACH)) }()
 	dir, err := repo.MakeDir(filepath.Join(merged, "repo"))
 	must(t, err)
-	defer dir.Close() //nolint:errcheck // read only
+	defer dir.Close()
 	must(t, repo.Init(t.Context(), dir, insecure))
 	r, err := repo.Open(t.Context(), dir, repo.Options{})
 	must(t, err)
-	defer r.Close() //nolint:errcheck // synced
+	defer r.Close()
 	for range 2 {
 		must(t, publishStream(t.Context(), r, "s", 1))
 	}
@@ -347,11 +347,11 @@ func TestRootFullDisk(t *testing.T) {
 	defer func() { must(t, unix.Unmount(target, unix.MNT_DETACH)) }()
 	dir, err := repo.MakeDir(filepath.Join(target, "repo"))
 	must(t, err)
-	defer dir.Close() //nolint:errcheck // read only
+	defer dir.Close()
 	must(t, repo.Init(t.Context(), dir, insecure))
 	r, err := repo.Open(t.Context(), dir, repo.Options{})
 	must(t, err)
-	defer r.Close() //nolint:errcheck // nothing to lose
+	defer r.Close()
 	must(t, publishStream(t.Context(), r, "s", 1))
 	_, _, err = store(t.Context(), r, pattern(2<<20, 1), 10_000)
 	if !errors.Is(err, unix.ENOSPC) {
@@ -377,7 +377,7 @@ func TestRootChangedBeforeEnable(t *testing.T) {
 	path := newSecureRepo(t, fsverity.SHA512).Path()
 	dir, err := openDir(t, path).WithHook(tamper{})
 	must(t, err)
-	defer dir.Close() //nolint:errcheck // nothing was written through it
+	defer dir.Close()
 	r := open(t, dir)
 	var mismatch *fsverity.MismatchError
 	if _, err := r.PutObject(t.Context(), pattern(5000, 1)); !errors.As(err, &mismatch) {

@@ -40,7 +40,7 @@ func (d *Dir) Symlink(target, name string) error {
 // is subject to the umask.
 func (d *Dir) Mknod(name string, mode uint32, dev uint64) error {
 	return d.entry(OpMknod, name, func(fd int, base string) error {
-		return unix.Mknodat(fd, base, mode, int(dev)) //nolint:gosec // the kernel takes 32 bits
+		return unix.Mknodat(fd, base, mode, int(dev))
 	})
 }
 

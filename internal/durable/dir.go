@@ -102,7 +102,7 @@ func (d *Dir) ReadFile(name string, limit int64) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close() //nolint:errcheck // read only
+	defer f.Close()
 	st, err := f.Stat()
 	if err != nil {
 		return nil, err
@@ -194,7 +194,7 @@ func (d *Dir) openat2(name string, flags int, resolve uint64) (int, error) {
 }
 
 func (d *Dir) openat2Raw(name string, flags int, resolve uint64) (int, error) {
-	how := unix.OpenHow{Flags: uint64(flags) | unix.O_CLOEXEC, Resolve: resolve} //nolint:gosec // flags are small and positive
+	how := unix.OpenHow{Flags: uint64(flags) | unix.O_CLOEXEC, Resolve: resolve}
 	// EAGAIN: a component was renamed meanwhile, the kernel could not prove that
 	// the walk stayed below d.
 	for range 128 {

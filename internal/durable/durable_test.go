@@ -166,7 +166,7 @@ func TestOpenInRoot(t *testing.T) {
 	d := newDir(t)
 	sub, err := d.MkdirAll("usr/lib", 0o755)
 	must(t, err)
-	defer sub.Close() //nolint:errcheck // read only
+	defer sub.Close()
 	must(t, sub.WriteFile("os-release", []byte("ID=x"), 0o644))
 	must(t, d.Mkdir("etc", 0o755))
 	must(t, d.Symlink("../../../../usr/lib/os-release", "etc/os-release"))
@@ -304,11 +304,11 @@ func TestTemp(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			d, err := newDir(t).WithHook(hook)
 			must(t, err)
-			defer d.Close() //nolint:errcheck // read only
+			defer d.Close()
 			must(t, d.Mkdir("sub", 0o755))
 			sub, err := d.Sub("sub")
 			must(t, err)
-			defer sub.Close() //nolint:errcheck // read only
+			defer sub.Close()
 			temp := func(data string) *durable.Temp {
 				f, err := d.CreateTemp(0o644)
 				must(t, err)
@@ -359,7 +359,7 @@ func TestReplaceSymlink(t *testing.T) {
 	must(t, d.Mkdir("temp", 0o755))
 	temp, err := d.Sub("temp")
 	must(t, err)
-	defer temp.Close() //nolint:errcheck // read only
+	defer temp.Close()
 	for _, c := range []struct {
 		target string
 		calls  int

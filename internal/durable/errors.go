@@ -40,7 +40,7 @@ func wrapAt(fd int, op, where string, need int64, err error) error {
 		have := int64(0)
 		var st unix.Statfs_t
 		if unix.Fstatfs(fd, &st) == nil {
-			have = int64(st.Bavail) * st.Frsize //nolint:gosec // below 2^63 on any real file system
+			have = int64(st.Bavail) * st.Frsize
 		}
 		return fmt.Errorf("%s: %w", op, &SpaceError{Where: where, Need: need, Have: have, Err: err})
 	}

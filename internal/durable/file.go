@@ -101,7 +101,7 @@ func (f *File) ReadFrom(r io.Reader) (int64, error) {
 		switch {
 		case werr != nil:
 			return total, werr
-		case err == io.EOF: //nolint:errorlint // io.Reader returns it bare
+		case err == io.EOF:
 			return total, nil
 		case err != nil:
 			return total, err
@@ -262,7 +262,7 @@ func (t *Temp) ReadAt(p []byte, offset int64) (int, error) {
 	for n < len(p) {
 		m, err := unix.Pread(t.current(), p[n:], offset+int64(n))
 		switch {
-		case err == unix.EINTR: //nolint:errorlint // a bare errno
+		case err == unix.EINTR:
 		case err != nil:
 			return n, t.d.wrap("read", t.name, err)
 		case m == 0:
@@ -383,7 +383,7 @@ func (t *Temp) finish() error {
 
 func (t *Temp) current() int {
 	if t.fd < 0 && t.sealed != nil {
-		return int(t.sealed.Fd()) //nolint:gosec // a descriptor fits
+		return int(t.sealed.Fd())
 	}
 	return t.fd
 }
@@ -395,7 +395,7 @@ var noEmptyPath atomic.Bool
 func linkFD(fd, dirFD int, name string) error {
 	if !noEmptyPath.Load() {
 		err := unix.Linkat(fd, "", dirFD, name, unix.AT_EMPTY_PATH)
-		if err != unix.ENOENT { //nolint:errorlint // a bare errno, on the hot path
+		if err != unix.ENOENT {
 			return err
 		}
 	}

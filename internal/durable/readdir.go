@@ -39,7 +39,7 @@ func (d *Dir) ReadDir() ([]Entry, error) {
 	buf := make([]byte, 32<<10)
 	for {
 		n, err := unix.ReadDirent(fd, buf)
-		if err == unix.EINTR { //nolint:errorlint // a bare errno from the system call
+		if err == unix.EINTR {
 			continue
 		}
 		if err != nil {
@@ -56,7 +56,7 @@ func (d *Dir) ReadDir() ([]Entry, error) {
 		}
 		var st unix.Stat_t
 		if err := unix.Fstatat(d.fd, list[i].Name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-			if err == unix.ENOENT { //nolint:errorlint // a bare errno; removed meanwhile
+			if err == unix.ENOENT {
 				list[i].Name = ""
 				continue
 			}

@@ -19,8 +19,8 @@ func (d *Dir) Space() (Space, error) {
 		return Space{}, d.wrap("statfs", "", err)
 	}
 	s := Space{
-		Bytes:     int64(st.Bavail) * st.Frsize, //nolint:gosec // below 2^63 on any real file system
-		Inodes:    int64(st.Ffree),              //nolint:gosec // likewise
+		Bytes:     int64(st.Bavail) * st.Frsize,
+		Inodes:    int64(st.Ffree),
 		BlockSize: st.Frsize,
 		ReadOnly:  st.Flags&unix.ST_RDONLY != 0,
 	}

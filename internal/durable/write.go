@@ -114,8 +114,8 @@ func (d *Dir) ReadBack(name string, w io.Writer) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	defer f.Close()   //nolint:errcheck // read only
-	fd := int(f.Fd()) //nolint:gosec // a descriptor fits
+	defer f.Close()
+	fd := int(f.Fd())
 	if err := unix.Fdatasync(fd); err != nil {
 		return 0, d.wrap("fdatasync", name, err)
 	}

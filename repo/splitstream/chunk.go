@@ -39,7 +39,7 @@ func (r *Reader) Next() (Chunk, error) {
 	default:
 		return Chunk{}, r.stream.cause(at, streamField, err)
 	}
-	v := int64(binary.LittleEndian.Uint64(b[:])) //nolint:gosec // two's complement on disk
+	v := int64(binary.LittleEndian.Uint64(b[:]))
 	if v >= 0 {
 		if v >= int64(r.Objects()) {
 			return Chunk{}, formatError(at, streamField, "object %d of %d", v, r.Objects())
@@ -48,7 +48,7 @@ func (r *Reader) Next() (Chunk, error) {
 	}
 	// v may be the smallest integer, which has no positive counterpart.
 	if v < -(r.size - r.inline) {
-		return Chunk{}, formatError(at, streamField, "inline chunk of %d bytes in a stream of %d bytes, of which %d were seen", uint64(-v), r.size, r.inline) //nolint:gosec // see above
+		return Chunk{}, formatError(at, streamField, "inline chunk of %d bytes in a stream of %d bytes, of which %d were seen", uint64(-v), r.size, r.inline)
 	}
 	r.left = -v
 	r.inline += r.left

@@ -148,10 +148,10 @@ func sections(number func(int) uint64, info span, size int64) ([4]span, error) {
 }
 
 func checkSpan(start, end uint64, size, at int64, field string) (span, error) {
-	if end < start || end > uint64(size) { //nolint:gosec // size is the length of a file
+	if end < start || end > uint64(size) {
 		return span{}, formatError(at, field, "bytes %d to %d of a file of %d bytes", start, end, size)
 	}
-	return span{int64(start), int64(end)}, nil //nolint:gosec // at most size
+	return span{int64(start), int64(end)}, nil
 }
 
 func readTable(src io.ReaderAt, s span, a fsverity.Algorithm, field string) (string, error) {
@@ -215,7 +215,7 @@ func (r *Reader) readNamed(src io.ReaderAt, s span, streams string) error {
 		if !utf8.ValidString(name) {
 			return formatError(at, field, "name %.80q is not UTF-8", name)
 		}
-		seen[name] = r.digest(streams, int(i)) //nolint:gosec // below the number of references
+		seen[name] = r.digest(streams, int(i))
 	}
 	for name, d := range seen {
 		r.named = append(r.named, NamedRef{name, d})

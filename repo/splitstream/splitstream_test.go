@@ -142,7 +142,7 @@ func equal(a, b []splitstream.NamedRef) bool {
 
 func TestWriterRefuses(t *testing.T) {
 	w := splitstream.NewWriter(fsverity.SHA256, splitstream.WriterOptions{})
-	defer w.Close() //nolint:errcheck // nothing to lose
+	defer w.Close()
 	d := fsverity.Sum(fsverity.SHA256, nil)
 	for name, err := range map[string]error{
 		"other algorithm":  w.External(fsverity.Sum(fsverity.SHA512, nil), 0),
@@ -267,7 +267,7 @@ func readAll(b []byte) error {
 	if err != nil {
 		return err
 	}
-	defer r.Close() //nolint:errcheck // memory
+	defer r.Close()
 	for {
 		if _, err := r.Next(); errors.Is(err, io.EOF) {
 			return nil

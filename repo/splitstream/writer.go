@@ -76,7 +76,7 @@ var encoders = sync.Pool{New: func() any {
 func NewWriter(a fsverity.Algorithm, opts WriterOptions) *Writer {
 	w := &Writer{algorithm: a, opts: opts, named: make(map[string]int)}
 	w.pending.newTemp, w.stream.newTemp = opts.Temp, opts.Temp
-	w.enc = encoders.Get().(*zstd.Encoder) //nolint:errcheck // the pool holds nothing else
+	w.enc = encoders.Get().(*zstd.Encoder)
 	w.enc.Reset(&w.stream)
 	return w
 }
@@ -142,7 +142,7 @@ func (w *Writer) check(d fsverity.Digest) error {
 
 func (w *Writer) chunk(n int64) error {
 	var b [8]byte
-	binary.LittleEndian.PutUint64(b[:], uint64(n)) //nolint:gosec // two's complement on disk
+	binary.LittleEndian.PutUint64(b[:], uint64(n))
 	_, err := w.enc.Write(b[:])
 	return err
 }
@@ -198,7 +198,7 @@ func (w *Writer) head(named int64) []byte {
 	b = append(b, formatVersion, 0, 0, byte(w.algorithm), blockBits)
 	put := func(values ...int64) {
 		for _, v := range values {
-			b = le.AppendUint64(b, uint64(v)) //nolint:gosec // sizes are positive
+			b = le.AppendUint64(b, uint64(v))
 		}
 	}
 	put(headerSize, headerSize+infoSize)

@@ -73,7 +73,7 @@ func OverFAT(t testing.TB, path string) *FS { return open(t, path, true) }
 // tempDir makes a directory in memory if it can: syncs cost nothing there.
 func tempDir(t testing.TB) string {
 	t.Helper()
-	path, err := os.MkdirTemp("/dev/shm", "durabletest-")
+	path, err := os.MkdirTemp("/dev/shm", "durabletest-") //nolint:usetesting // TempDir is on a disk
 	if err != nil {
 		return t.TempDir()
 	}

@@ -356,7 +356,7 @@ func (m *model) syncFS() error {
 		if n.open == nil {
 			continue
 		}
-		if err := m.snapshot(n, fdPath(int(n.open.Fd()))); err != nil { //nolint:gosec // a descriptor fits
+		if err := m.snapshot(n, fdPath(int(n.open.Fd()))); err != nil {
 			return err
 		}
 	}
