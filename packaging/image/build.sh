@@ -30,6 +30,10 @@ sed -i "s/^VERSION_ID=.*/VERSION_ID=\"$version\"/; s/^PRETTY_NAME=.*/PRETTY_NAME
 systemctl preset systemd-networkd.service systemd-resolved.service cfsboot-finalize.service \
 	apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_reap.service systemd-networkd-wait-online.service
 systemctl mask systemd-boot-update.service
+# What these would make of /usr after an update is in the image; made on the machine it would be a local change in /etc that outlives its /usr.
+for u in ldconfig systemd-hwdb-update systemd-journal-catalog-update; do rm -f "/usr/lib/systemd/system/sysinit.target.wants/$u.service"; done
+ldconfig
+journalctl --update-catalog
 
 # No network, no device, no extended attributes of the build host in here.
 DRACUT_NO_XATTR=1 dracut --kver "$kver" --force "/usr/lib/modules/$kver/initramfs.img"

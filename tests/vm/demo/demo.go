@@ -93,7 +93,7 @@ func (r *run) install(ctx context.Context) error {
 
 // look shows the root and compares the machine with what it should be.
 func (r *run) look(ctx context.Context, version, manifest string) (lab.State, error) {
-	for _, c := range []string{"grep VERSION_ID /usr/lib/os-release", "findmnt -o SOURCE,FSTYPE,OPTIONS /", "cat /proc/cmdline", "touch /usr/x || true", "cfsboot status"} {
+	for _, c := range []string{"grep VERSION_ID /usr/lib/os-release", "findmnt -o SOURCE,FSTYPE,OPTIONS /", "cat /proc/cmdline", "touch /usr/x || true", "systemd-analyze time", "cfsboot status"} {
 		if _, err := r.do(ctx, c); err != nil {
 			return lab.State{}, err
 		}
@@ -129,7 +129,7 @@ func (r *run) upgrade(ctx context.Context) error {
 	}
 	r.say("the tag %s in the registry is release 2 now: %s", osimage.Stable, r.lab.Images.Digest2)
 	before := r.lab.Registry.Relay.Sent()
-	if err := r.all(ctx, "cfsboot upgrade", "cfsboot status"); err != nil {
+	if err := r.all(ctx, "cfsboot upgrade --progress plain", "cfsboot status"); err != nil {
 		return err
 	}
 	r.say("%.1f MB came over the network", float64(r.lab.Registry.Relay.Sent()-before)/1e6)

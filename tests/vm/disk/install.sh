@@ -14,7 +14,7 @@ mount /dev/ubda1 "$MNT/boot"
 step "partitions are made and mounted"
 set --
 for k in $KARGS; do set -- "$@" --karg "$k"; done
-"$PROGRAM" --progress plain install to-filesystem --source "oci:$LAYOUT:image" --target "$TARGET" "$@" "$MNT"
+"$PROGRAM" --progress plain install to-filesystem --image "oci:$LAYOUT:image" --target-image "$TARGET" "$@" "$MNT"
 step "the image is installed"
 umount "$MNT/boot"
 umount "$MNT"

@@ -27,6 +27,8 @@ type Machine struct {
 	log  *os.File
 	name string
 	boot int
+
+	firmware bool // the running boot goes through firmware and loader
 }
 
 // NewMachine makes a machine with a copy of a disk.
@@ -54,6 +56,7 @@ func (m *Machine) StartKernel(ctx context.Context, kernel, initrd, cmdline strin
 
 func (m *Machine) start(ctx context.Context, c qemu.Config) error {
 	m.boot++
+	m.firmware = c.Vars != ""
 	var err error
 	if m.log, err = m.lab.Log(fmt.Sprintf("%s-boot-%d", m.name, m.boot)); err != nil {
 		return err
@@ -67,6 +70,15 @@ func (m *Machine) start(ctx context.Context, c qemu.Config) error {
 // is lost.
 func (m *Machine) Login(ctx context.Context) (*qemu.Shell, error) {
 	m.Console.Forbid(fatal...)
+	if m.firmware {
+		// Any key ends the wait at the boot menu; return starts the default.
+		if _, _, err := m.Console.Expect(ctx, BootLimit, `Boot in \d+ s`); err != nil {
+			return nil, fmt.Errorf("%s, boot %d: %w", m.name, m.boot, err)
+		}
+		if err := m.Console.Send("\r"); err != nil {
+			return nil, err
+		}
+	}
 	sh, err := m.Machine.Login(ctx, BootLimit, osimage.RootPassword)
 	if err != nil {
 		return nil, fmt.Errorf("%s, boot %d: %w", m.name, m.boot, err)
