@@ -26,8 +26,8 @@ func Decode(r io.ReaderAt, size int64) (*tree.Node, error) {
 		return nil, &FormatError{0, "image", fmt.Sprintf("%d bytes, want a multiple of %d up to %d", size, blockSize, maxImage)}
 	}
 	d := &decoder{
-		leaves: make(map[uint64]*leaf),
-		dirs:   make(map[uint64]bool),
+		seen:   make([]uint64, size/slotSize/64+1),
+		linked: make(map[uint64]*leaf),
 		shared: make(map[uint32]tree.Xattr),
 	}
 	head := make([]byte, firstInode)
@@ -99,15 +99,23 @@ type decoder struct {
 	xattrs int64 // offset to which shared references count
 	root   uint64
 	inos   uint64
-	leaves map[uint64]*leaf // inodes that are no directories, by nid
-	dirs   map[uint64]bool
+	seen   []uint64         // bits: inodes that were read, by nid
+	linked map[uint64]*leaf // those that say to have several names, by nid
 	shared map[uint32]tree.Xattr
 }
 
+// leaf is an inode that is not a directory.
 type leaf struct {
 	raw   *rawInode
 	node  *tree.Node
 	names uint32
+}
+
+// visit marks an inode as read and reports whether that is the first time.
+func (d *decoder) visit(nid uint64) bool {
+	old := d.seen[nid/64]
+	d.seen[nid/64] = old | 1<<(nid%64)
+	return old>>(nid%64)&1 == 0
 }
 
 // errAt makes a FormatError.
@@ -207,7 +215,7 @@ func (d *decoder) tree() (*tree.Node, error) {
 		return nil, errAt(raw.offset, "inode.mode", "the root is a %s, want a directory", raw.kind)
 	}
 	root := tree.NewDir(raw.meta)
-	d.dirs[d.root] = true
+	d.visit(d.root)
 	queue := []pendingDir{{raw: raw, node: root, parent: d.root, depth: 1}}
 	seen := uint64(1) // inodes
 	for len(queue) > 0 {
@@ -223,7 +231,7 @@ func (d *decoder) tree() (*tree.Node, error) {
 		}
 		queue = append(queue, sub...)
 	}
-	for _, l := range d.leaves {
+	for _, l := range d.linked {
 		if l.names != l.raw.nlink {
 			return nil, errAt(l.raw.offset, "inode.nlink", "%d, but it has %d names", l.raw.nlink, l.names)
 		}
@@ -263,24 +271,23 @@ func (d *decoder) directory(dir pendingDir, isRoot bool) (sub []pendingDir, fres
 		if isRoot && stubName(ent.name) {
 			stubs++
 		}
-		l := d.leaves[ent.nid]
+		l := d.linked[ent.nid]
 		if l == nil {
 			raw, err := d.inode(ent.nid)
 			if err != nil {
 				return nil, 0, err
 			}
+			if !d.visit(ent.nid) {
+				return nil, 0, errAt(ent.offset, "dirent.nid", "%d is entered twice, but has one link", ent.nid)
+			}
 			fresh++
+			if ent.kind != raw.kind {
+				return nil, 0, errAt(ent.offset, "dirent.file_type", "%s, but the inode is a %s", ent.kind, raw.kind)
+			}
 			if raw.kind == tree.Directory {
-				if d.dirs[ent.nid] {
-					return nil, 0, errAt(ent.offset, "dirent.nid", "directory %d is entered twice", ent.nid)
-				}
-				d.dirs[ent.nid] = true
 				n := tree.NewDir(raw.meta)
 				dir.node.Set(ent.name, n)
 				sub = append(sub, pendingDir{raw, n, dir.raw.nid, dir.depth + 1})
-				if ent.kind != tree.Directory {
-					return nil, 0, errAt(ent.offset, "dirent.file_type", "%s, but the inode is a directory", ent.kind)
-				}
 				continue
 			}
 			n, err := d.leaf(raw, marks)
@@ -288,7 +295,9 @@ func (d *decoder) directory(dir pendingDir, isRoot bool) (sub []pendingDir, fres
 				return nil, 0, err
 			}
 			l = &leaf{raw: raw, node: n}
-			d.leaves[ent.nid] = l
+			if raw.nlink != 1 {
+				d.linked[ent.nid] = l
+			}
 		}
 		l.names++
 		if ent.kind != l.raw.kind {
