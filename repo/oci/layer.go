@@ -75,8 +75,13 @@ func importTar(ctx context.Context, r *repo.Repository, in pieces, diffID digest
 			err = errors.Join(err, out.Abort())
 		}
 	}()
-	s := splitter{r: r, out: out, tape: &tape{in: in, hash: diffID.Algorithm().Hash()}, layer: &Layer{DiffID: diffID}}
-	if err := s.split(ctx, where); err != nil {
+	s := splitter{objects: r.NewBatch(0), out: out, tape: &tape{in: in, hash: diffID.Algorithm().Hash()}, layer: &Layer{DiffID: diffID}}
+	err = s.split(ctx, where)
+	// What could not be stored is the cause of any other error.
+	if stored := s.objects.Wait(); stored != nil {
+		return nil, stored
+	}
+	if err != nil {
 		return nil, err
 	}
 	if got := digest.NewDigest(diffID.Algorithm(), s.tape.hash); got != diffID {
@@ -91,10 +96,10 @@ func importTar(ctx context.Context, r *repo.Repository, in pieces, diffID digest
 
 // splitter puts file bodies into objects and all the rest into the stream.
 type splitter struct {
-	r     *repo.Repository
-	out   *repo.StreamWriter
-	tape  *tape
-	layer *Layer
+	objects *repo.Batch
+	out     *repo.StreamWriter
+	tape    *tape
+	layer   *Layer
 }
 
 func (s *splitter) split(ctx context.Context, where string) error {
@@ -156,7 +161,7 @@ func (s *splitter) external(ctx context.Context, size int64) (fsverity.Digest, e
 	if err := s.flush(); err != nil {
 		return fsverity.Digest{}, err
 	}
-	w, err := s.r.NewObject(ctx)
+	w, err := s.objects.NewObject(ctx)
 	if err != nil {
 		return fsverity.Digest{}, err
 	}
