@@ -78,7 +78,7 @@ for name in sys.argv[3:]:
 	for _, alg := range []fsverity.Algorithm{fsverity.SHA256, fsverity.SHA512} {
 		t.Run(alg.Name(), func(t *testing.T) {
 			dir := t.TempDir()
-			ids := randomDumps(t, dir, 80, 100+uint64(alg), alg, func(*tree.Node) {})
+			ids := randomDumps(t, dir, 40, 100+uint64(alg), alg, func(*tree.Node) {})
 			args := []string{"-B", "-c", driver, filepath.Dir(script), alg.Name()}
 			for i := range ids {
 				args = append(args, dumpName(dir, i))
