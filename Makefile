@@ -40,7 +40,7 @@ oracle: ## our bytes against mkcomposefs and other tools that setup installed
 	CFSBOOT_REQUIRE_ORACLES=1 $(GO) test -count=1 -run Oracle ./...
 
 root: ## fs-verity, EROFS and overlayfs of a real kernel, in User Mode Linux
-	$(LAB) umltest $(shell grep -rlE '^func TestRoot' --include='*_test.go' . | xargs -r -n1 dirname | sort -u)
+	$(LAB) umltest -run '^TestRoot' $(shell grep -rlE '^func TestRoot' --include='*_test.go' . | xargs -r -n1 dirname | sort -u)
 
 vm: ## whole machines in QEMU, the demo among them
 	CFSBOOT_VM_TESTS=1 $(GO) test -count=1 -v -timeout 40m ./tests/vm/...
