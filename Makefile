@@ -45,6 +45,11 @@ root: ## fs-verity, EROFS and overlayfs of a real kernel, in User Mode Linux
 vm: ## whole machines in QEMU, the demo among them
 	CFSBOOT_VM_TESTS=1 $(GO) test -count=1 -v -timeout 40m ./tests/vm/...
 
+bench: build setup ## our programs beside mkcomposefs and cfsctl in one run; prints ratios
+	$(GO) test -run '^$$' -bench . -benchmem ./fsverity ./erofs/... ./repo/...
+	$(GO) run ./tests/bench/encode -n 10
+	$(GO) run ./tests/bench/pull
+
 interop: ## cfsctl of composefs-rs into the cache (5 minutes), then the tests that use it
 	[ -x $(CACHE)/cfsctl/bin/cfsctl ] || cargo install --root $(CACHE)/cfsctl composefs-ctl@0.9.4
 	CFSBOOT_REQUIRE_ORACLES=1 CFSBOOT_REQUIRE_CFSCTL=1 $(GO) test -count=1 -run Oracle ./...
@@ -54,7 +59,7 @@ lint: ## golangci-lint with .golangci.yml
 
 fuzz: ## each fuzz target for FUZZTIME
 	for p in $$($(GO) list ./...); do for f in $$($(GO) test -list '^Fuzz' $$p | grep ^Fuzz || true); do \
-		$(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$p; done; done
+		$(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1x $$p; done; done
 
 deps: ## rewrite cmd/*/deps.txt
 	CFSBOOT_UPDATE_DEPS=1 $(GO) test -count=1 -run TestDeps ./internal/archtest
