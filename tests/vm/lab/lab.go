@@ -13,6 +13,7 @@ import (
 	"path"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -34,8 +35,9 @@ type Lab struct {
 	Init     string // for User Mode Linux guests
 	Logs     string // directory for the consoles' logs, kept
 
-	work  string
-	count atomic.Int32
+	work   string
+	count  atomic.Int32
+	golden func() (string, error)
 }
 
 // LogDir is where logs go if CFSBOOT_VM_LOGS is not set.
@@ -54,6 +56,7 @@ func LogDir() (string, error) {
 // one line for each thing that happened.
 func Open(ctx context.Context, log func(format string, args ...any)) (_ *Lab, err error) {
 	l := &Lab{}
+	l.golden = sync.OnceValues(func() (string, error) { return l.Install(context.WithoutCancel(ctx)) })
 	if l.Logs, err = LogDir(); err != nil {
 		return nil, err
 	}
@@ -178,6 +181,10 @@ func (l *Lab) Install(ctx context.Context) (string, error) {
 	}
 	return p, nil
 }
+
+// Golden is a disk that Install made, the same one for all tests. It is copied,
+// not used.
+func (l *Lab) Golden() (string, error) { return l.golden() }
 
 // tailOf is an error with the end of a log.
 func tailOf(name string) error {

@@ -32,6 +32,7 @@ const RootPassword = "lab"
 type Images struct {
 	Repository       string // in the registry: "cfsboot/os"
 	Digest1, Digest2 string // manifest digests in the registry
+	Name1            string // release 1 in the store
 	Program          string // the cfsboot program in the images
 }
 
@@ -89,6 +90,7 @@ func BuildAndPush(ctx context.Context, reg *registry.Registry, log func(format s
 		return nil, err
 	}
 	images := &Images{Repository: Repository, Program: filepath.Join(root, "bin", "cfsboot")}
+	images.Name1 = names[0]
 	for i, digest := range []*string{&images.Digest1, &images.Digest2} {
 		if *digest, err = push(ctx, store, reg, names[i]); err != nil {
 			return nil, err

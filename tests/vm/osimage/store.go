@@ -88,6 +88,24 @@ func (s Store) Push(ctx context.Context, name, reference, caDir, credentials str
 	return err
 }
 
+// Extract copies a file out of an image.
+func (s Store) Extract(ctx context.Context, name, file, to string) error {
+	c, err := s.buildah(ctx, "from", "--pull-never", name)
+	if err != nil {
+		return err
+	}
+	defer s.buildah(context.WithoutCancel(ctx), "rm", c) //nolint:errcheck // only space is lost
+	top, err := s.buildah(ctx, "mount", c)
+	if err != nil {
+		return err
+	}
+	data, err := os.ReadFile(filepath.Join(top, file))
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(to, data, 0o600)
+}
+
 // Prune removes the images of the given kind other than keep: each holds a
 // whole root directory.
 func (s Store) Prune(ctx context.Context, prefix string, keep ...string) error {

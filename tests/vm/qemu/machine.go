@@ -101,7 +101,7 @@ func (c Config) args() []string {
 		accel, cpu = "kvm", "host"
 	}
 	args := []string{
-		"-nodefaults", "-no-user-config", "-M", "q35", "-accel", accel, "-cpu", cpu, "-smp", fmt.Sprint(c.CPUs), "-m", fmt.Sprint(c.Memory),
+		"-nodefaults", "-no-user-config", "-M", "q35,sata=off,smbus=off", "-accel", accel, "-cpu", cpu, "-smp", fmt.Sprint(c.CPUs), "-m", fmt.Sprint(c.Memory),
 		"-display", "none", "-monitor", "none", "-serial", "stdio", "-device", "virtio-rng-pci",
 	}
 	if c.Vars != "" {

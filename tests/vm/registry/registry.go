@@ -84,23 +84,23 @@ func Start(ctx context.Context) (*Registry, error) {
 	return r, nil
 }
 
-// listen takes the port of the last time. If it is in use by something else, a
-// new one is taken and remembered.
+// listen takes the port of the first time. If that is in use, by another lab for
+// example, this registry gets another one, and the images for it are made anew.
 func (r *Registry) listen(ctx context.Context) (net.Listener, error) {
 	file := filepath.Join(r.Dir, "port")
-	last, err := os.ReadFile(file)
+	first, err := os.ReadFile(file)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
 	var lc net.ListenConfig
-	if len(last) > 0 {
-		if l, err := lc.Listen(ctx, "tcp4", "127.0.0.1:"+string(last)); err == nil {
+	if len(first) > 0 {
+		if l, err := lc.Listen(ctx, "tcp4", "127.0.0.1:"+string(first)); err == nil {
 			return l, nil
 		}
 	}
 	l, err := lc.Listen(ctx, "tcp4", "127.0.0.1:0")
-	if err != nil {
-		return nil, err
+	if err != nil || len(first) > 0 {
+		return l, err
 	}
 	return l, os.WriteFile(file, []byte(strconv.Itoa(l.Addr().(*net.TCPAddr).Port)), 0o644)
 }
