@@ -7,6 +7,7 @@ import (
 	"context"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"syscall"
 )
 
@@ -23,6 +24,11 @@ func run(args []string, stdin, stdout, stderr *os.File) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, stop)
+	if os.Getenv("GOGC") == "" {
+		// The tree of an image is most of the heap and stays: half of it as garbage beside it is enough. Measured for 200,000 files:
+		// 30 MiB less at the peak for 2 percent more CPU (docs/performance.md).
+		debug.SetGCPercent(50)
+	}
 
 	e := newEnv(stdin, stdout, stderr)
 	cmd := newRootCommand(e)
