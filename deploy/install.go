@@ -239,6 +239,21 @@ func (m *machine) install(ctx context.Context, src oci.Source, tx string, target
 	if err != nil {
 		return nil, err
 	}
+	loader, err := m.loader(ctx, img, o.Timeout)
+	if err != nil {
+		return nil, err
+	}
+	// Before the target is recorded: that record says that what is there from now
+	// on is ours.
+	begun, err := m.journal.has(record.EventTarget)
+	if err != nil {
+		return nil, err
+	}
+	if !begun {
+		if err := refuseForeign(m.esp.CheckForeign(ctx, loader.Files)); err != nil {
+			return nil, err
+		}
+	}
 	if err := m.add(record.Event{Kind: record.EventTarget, Transaction: tx, Deployment: img.id(), BootDigest: img.payload.Digest}); err != nil {
 		return nil, err
 	}
@@ -265,7 +280,7 @@ func (m *machine) install(ctx context.Context, src oci.Source, tx string, target
 		return nil, err
 	}
 	m.say("installing the boot loader")
-	if err := m.placeLoader(ctx, img, o.Timeout); err != nil {
+	if err := m.placeLoader(ctx, img, loader, begun); err != nil {
 		return nil, err
 	}
 	if err := m.placePayload(ctx, img); err != nil {
@@ -357,21 +372,19 @@ func (m *machine) fillVar(ctx context.Context, root *tree.Node) error {
 	return parent.Sync()
 }
 
-// placeLoader puts systemd-boot out of the image onto the boot partition. Files
-// of somebody else that are in the way are a *ConflictError; those of an
-// interrupted installation are replaced.
-func (m *machine) placeLoader(ctx context.Context, img *image, timeout int) error {
+// loader is systemd-boot as the image has it, with its configuration.
+func (m *machine) loader(ctx context.Context, img *image, timeout int) (esp.Payload, error) {
 	arch := img.pulled.Architecture
 	if arch == "" {
 		arch = runtime.GOARCH
 	}
 	path, err := install.LoaderPath(arch)
 	if err != nil {
-		return &RefusedError{Code: CodeImage, Err: err}
+		return esp.Payload{}, &RefusedError{Code: CodeImage, Err: err}
 	}
 	node, err := img.tree.Find(path)
 	if err != nil || node.Kind != tree.Regular {
-		return &RefusedError{Code: CodeImage, Detail: fmt.Sprintf("the image has no boot loader /%s; it is in the package systemd-boot-efi", path), Err: err}
+		return esp.Payload{}, &RefusedError{Code: CodeImage, Detail: fmt.Sprintf("the image has no boot loader /%s; it is in the package systemd-boot-efi", path), Err: err}
 	}
 	switch {
 	case timeout == 0:
@@ -381,12 +394,15 @@ func (m *machine) placeLoader(ctx context.Context, img *image, timeout int) erro
 	}
 	files, err := install.LoaderFiles(arch, timeout, func() (io.ReadCloser, error) { return bootimage.Open(node, m.repo) })
 	if err != nil {
-		return &RefusedError{Code: CodeImage, Err: err}
+		return esp.Payload{}, &RefusedError{Code: CodeImage, Err: err}
 	}
-	loader, err := esp.NewPayload(ctx, files)
-	if err != nil {
-		return err
-	}
+	return esp.NewPayload(ctx, files)
+}
+
+// placeLoader puts the loader onto the boot partition. Files of somebody else
+// that are in the way are a *ConflictError; leftover says that a run before this
+// one may have left other ones, which are replaced.
+func (m *machine) placeLoader(ctx context.Context, img *image, loader esp.Payload, leftover bool) error {
 	space, err := m.space(m.esp)
 	if err != nil {
 		return err
@@ -396,20 +412,17 @@ func (m *machine) placeLoader(ctx context.Context, img *image, timeout int) erro
 	if err := m.makeRoom(ctx, need, img.id(), img.payload.Digest); err != nil {
 		return err
 	}
-	err = m.esp.Ensure(ctx, loader.Files, m.interrupted())
+	return refuseForeign(m.esp.Ensure(ctx, loader.Files, leftover))
+}
+
+// refuseForeign makes a *ConflictError of a file with other content.
+func refuseForeign(err error) error {
 	var foreign *esp.VerifyError
 	if errors.As(err, &foreign) {
 		return &ConflictError{What: "files on the boot partition that cfsboot did not write", Paths: []string{foreign.Path}, Err: err}
 	}
 	return err
 }
-
-// interrupted tells whether an installation to this target was begun before.
-func (m *machine) interrupted() bool { return m.journal.Last().Seq > firstInstallRecords }
-
-// firstInstallRecords is how many records the first run has written when it
-// places the loader: init, begin, target.
-const firstInstallRecords = 3
 
 // newToken returns the name of this installation in its boot entries: 8 hex
 // digits. It does not come from the machine-id, which a first boot may change.

@@ -87,6 +87,28 @@ func (j *journal) add(e record.Event) error {
 	return nil
 }
 
+// has tells whether any complete record is of this kind.
+func (j *journal) has(kind record.EventKind) (bool, error) {
+	list, err := j.dir.ReadDir()
+	if err != nil {
+		return false, err
+	}
+	for _, x := range list {
+		seq, ok := record.ParseRecordName(x.Name)
+		if !ok {
+			continue
+		}
+		data, err := j.dir.ReadFile(x.Name, record.MaxRecordSize)
+		if err != nil {
+			return false, err
+		}
+		if r, err := record.ParseRecord(seq, data); err == nil && r.Event.Kind == kind {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
 // prune removes records that are older than anyone looks. Failing to is not an
 // error of the work that was done.
 func (j *journal) prune() {

@@ -13,20 +13,9 @@ import (
 // other content is a *VerifyError before anything is written, unless leftover
 // says that a killed run may have left it: then it is written anew.
 func (e *ESP) Ensure(ctx context.Context, files []Content, leftover bool) error {
-	var todo []Content
-	for _, f := range files {
-		err := e.checkPath(ctx, f.Name, f.Sum)
-		var bad *VerifyError
-		switch {
-		case err == nil:
-			continue
-		case !errors.As(err, &bad) || bad.Got != missing && !leftover:
-			return err
-		}
-		todo = append(todo, f)
-	}
-	if len(todo) == 0 {
-		return nil
+	todo, err := e.missing(ctx, files, leftover)
+	if err != nil || len(todo) == 0 {
+		return err
 	}
 	for _, f := range todo {
 		if err := e.ensure(ctx, f); err != nil {
@@ -42,6 +31,30 @@ func (e *ESP) Ensure(ctx context.Context, files []Content, leftover bool) error 
 		}
 	}
 	return nil
+}
+
+// CheckForeign returns a *VerifyError if one of the files is there with other
+// content, so that Ensure would refuse. It writes nothing.
+func (e *ESP) CheckForeign(ctx context.Context, files []Content) error {
+	_, err := e.missing(ctx, files, false)
+	return err
+}
+
+// missing lists the files that have to be written.
+func (e *ESP) missing(ctx context.Context, files []Content, leftover bool) ([]Content, error) {
+	var todo []Content
+	for _, f := range files {
+		err := e.checkPath(ctx, f.Name, f.Sum)
+		var bad *VerifyError
+		switch {
+		case err == nil:
+			continue
+		case !errors.As(err, &bad) || bad.Got != missing && !leftover:
+			return nil, err
+		}
+		todo = append(todo, f)
+	}
+	return todo, nil
 }
 
 func (e *ESP) ensure(ctx context.Context, f Content) error {

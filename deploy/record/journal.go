@@ -203,9 +203,6 @@ func ReadJournal(names []string, read func(name string) ([]byte, error)) (*Journ
 // State is the state after the last complete record.
 func (j *Journal) State() State { return j.last.State }
 
-// Last is the last complete record, the zero Record in a new journal.
-func (j *Journal) Last() Record { return j.last }
-
 // Damaged are the errors of newer records that are incomplete.
 func (j *Journal) Damaged() []error { return j.damaged }
 
