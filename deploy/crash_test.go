@@ -41,6 +41,9 @@ func must(t *testing.T, err error) {
 	}
 }
 
+// secret is what a file of /etc holds that only root may read.
+const secret = "for root only"
+
 func crashCases(t *testing.T) []crashCase {
 	r1, r2, r3, r4 := release(t, "1"), release(t, "2"), release(t, "3"), release(t, "4")
 	install := func(t *testing.T, w *world) {
@@ -49,6 +52,8 @@ func crashCases(t *testing.T) []crashCase {
 		must(t, err)
 		w.boot()
 		w.edit("hostname", "mine\n")
+		w.edit("secret", secret)
+		w.hide("secret")
 	}
 	staged := func(t *testing.T, w *world) {
 		t.Helper()
@@ -265,6 +270,9 @@ func countCalls(t *testing.T, tc crashCase, base *world) int {
 	must(t, tc.run(w))
 	n := w.killer.n
 	w.killer = nil
+	if w.checkPrivate(secret) == 0 && tc.name != "install" {
+		t.Fatal("the secret of /etc is nowhere")
+	}
 	// A power cut right after success must find everything (V8).
 	cut := w.with(model(w.root).PowerLoss(), model(w.fat).PowerLoss())
 	tc.done(t, cut)
@@ -280,6 +288,7 @@ func crashOnce(t *testing.T, tc crashCase, base *world, k *killer, seed uint64) 
 	if !k.fired {
 		return // fewer calls this time
 	}
+	w.checkPrivate(secret)
 	t.Run(fmt.Sprintf("%s %d kill %v after %v seed %d", k.op, k.at, k.err == nil, k.after, seed), func(t *testing.T) {
 		after := w.powerCut(seed)
 		after.t = t

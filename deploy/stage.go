@@ -184,8 +184,12 @@ func writeReport(dir *durable.Dir, res *etcmerge.Result) error {
 	if err != nil {
 		return err
 	}
-	return dir.WriteFile(etcmerge.ReportName, report, stateFilePerm)
+	return dir.WriteFile(etcmerge.ReportName, report, reportPerm)
 }
+
+// reportPerm: the report has names out of private directories, and digests by
+// which a guess of a secret file could be proved.
+const reportPerm = 0o600
 
 // mergeTries is how often a merge is repeated because /etc changed meanwhile.
 const mergeTries = 5

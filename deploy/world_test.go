@@ -20,6 +20,7 @@ import (
 	"github.com/cfsboot/cfsboot/bootimage/bls"
 	"github.com/cfsboot/cfsboot/deploy"
 	"github.com/cfsboot/cfsboot/deploy/esp"
+	"github.com/cfsboot/cfsboot/deploy/etcmerge"
 	"github.com/cfsboot/cfsboot/deploy/record"
 	"github.com/cfsboot/cfsboot/fsverity"
 	"github.com/cfsboot/cfsboot/internal/durable"
@@ -397,6 +398,45 @@ func (w *world) etc(id, name string) string {
 		return "error: " + err.Error()
 	}
 	return string(data)
+}
+
+// hide takes a file of the running /etc away from everybody but its owner.
+func (w *world) hide(name string) {
+	w.t.Helper()
+	if err := os.Chmod(filepath.Join(w.root.Path(), "state/deploy", w.booted(), "etc", name), 0o600); err != nil {
+		w.t.Fatal(err)
+	}
+	w.changed()
+}
+
+// checkPrivate: no copy of a secret, whole or half made, and no report on it, is
+// open to others.
+func (w *world) checkPrivate(secret string) (copies int) {
+	w.t.Helper()
+	err := filepath.WalkDir(filepath.Join(w.root.Path(), "state"), func(path string, e fs.DirEntry, err error) error {
+		if err != nil || !e.Type().IsRegular() {
+			return err
+		}
+		info, err := e.Info()
+		if err != nil {
+			return err
+		}
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		if bytes.Contains(data, []byte(secret)) || e.Name() == etcmerge.ReportName {
+			copies++
+			if info.Mode().Perm() != 0o600 {
+				w.t.Errorf("%s has mode %v, want 0600", path, info.Mode())
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return copies
 }
 
 // edit changes a file of the running /etc, as an administrator.
