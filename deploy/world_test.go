@@ -414,6 +414,9 @@ func (w *world) hide(name string) {
 func (w *world) checkPrivate(secret string) (copies int) {
 	w.t.Helper()
 	err := filepath.WalkDir(filepath.Join(w.root.Path(), "state"), func(path string, e fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // killed before anything was made
+		}
 		if err != nil || !e.Type().IsRegular() {
 			return err
 		}
