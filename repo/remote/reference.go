@@ -38,7 +38,7 @@ func parseReference(s string) (reference, error) {
 		rest, ok := strings.CutPrefix(s, t+":")
 		// "docker:5000/x" is a host with a port, "dir:/x" is not.
 		if ok && (rest == "" || rest[0] < '0' || rest[0] > '9') {
-			return reference{}, fmt.Errorf("transport %q is not supported, want docker:// or oci:", t)
+			return reference{}, fmt.Errorf("transport %q is not supported: use docker:// for a registry and oci: for a layout", t)
 		}
 	}
 	return reference{name: s}, nil
