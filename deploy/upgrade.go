@@ -272,19 +272,40 @@ func (m *machine) checkESPSpace() error {
 	return err
 }
 
-// abort closes a transaction that failed. The reason goes into the journal; if
-// even that cannot be written, the next run closes it.
+// abort closes a transaction that failed, and takes the entry away that it may
+// have made already. The reason goes into the journal; if even that cannot be
+// written, the next run closes it.
 func (m *machine) abort(ctx context.Context, tx string, reason error) {
 	ctx = context.WithoutCancel(ctx)
 	text := "nothing to do"
 	if reason != nil && !isNothing(reason) {
 		text = reason.Error()
 	}
+	if err := m.removeUnfinishedEntry(); err != nil {
+		m.Logger.Warn("remove the entry of the transaction", "error", err)
+		return
+	}
 	if err := m.add(record.Event{Kind: record.EventAborted, Transaction: tx, Reason: text}); err != nil {
 		m.Logger.Warn("close the transaction", "error", err)
 		return
 	}
 	m.clean(ctx)
+}
+
+// removeUnfinishedEntry removes the entry of the open transaction. An upgrade
+// makes none: finalize does.
+func (m *machine) removeUnfinishedEntry() error {
+	t := m.facts.State.Transaction
+	if t.Op == record.OpUpgrade || t.Entry == 0 {
+		return nil
+	}
+	if err := m.look(); err != nil {
+		return err
+	}
+	if e := m.facts.EntryOf(t.Entry); e != nil {
+		return m.esp.RemoveEntry(e.File)
+	}
+	return nil
 }
 
 // startFinalize makes sure that the shutdown unit runs. A machine without it

@@ -416,9 +416,9 @@ const MaxEntry = 4096
 
 // WriteEntry makes the entry file name with this content: the commit point. The
 // name must never have been used; one that exists is fs.ErrExist. On success it
-// is durable and was read back from the medium. A power cut meanwhile may leave
-// less of it, so what makes the loader show the entry has to stand at its end
-// (LinuxLast).
+// is durable and was read back from the medium; on an error it is removed again,
+// unless that fails too. A power cut meanwhile may leave less of it, so what makes
+// the loader show the entry has to stand at its end (LinuxLast).
 func (e *ESP) WriteEntry(name string, content []byte) error {
 	if len(content) > MaxEntry {
 		return fmt.Errorf("write boot entry %q: %d bytes, want at most %d", name, len(content), MaxEntry)
@@ -431,10 +431,14 @@ func (e *ESP) WriteEntry(name string, content []byte) error {
 	if _, err := dir.CreateExclusive(name, bytes.NewReader(content), filePerm); err != nil {
 		return fmt.Errorf("write boot entry: %w", err)
 	}
-	if err := e.dir.SyncFS(); err != nil {
-		return err
+	err = e.dir.SyncFS()
+	if err == nil {
+		err = e.CheckEntry(name, content)
 	}
-	return e.CheckEntry(name, content)
+	if err != nil {
+		return errors.Join(err, e.RemoveEntry(name))
+	}
+	return nil
 }
 
 // CheckEntry compares what the medium holds of an entry; a difference is a

@@ -51,6 +51,11 @@ func TestPlaceSurvivesEveryFault(t *testing.T) {
 				if err == nil && mode == "fail" {
 					t.Fatalf("fault %d (%s) was swallowed", n, fat.Op(n))
 				}
+				if mode == "fail" {
+					if list, err := esp.New(fat.Dir()).Entries(); err != nil || len(list) > 0 {
+						t.Fatalf("fault %d (%s): an error was reported, and the entry is there: %v", n, fat.Op(n), err)
+					}
+				}
 				for seed := range uint64(4) {
 					after := fat.PowerLossRandom(seed)
 					e := esp.New(after.Dir())
