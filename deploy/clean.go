@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/cfsboot/cfsboot/deploy/esp"
 	"github.com/cfsboot/cfsboot/deploy/record"
 	"github.com/cfsboot/cfsboot/repo"
 )
@@ -51,9 +52,12 @@ func (m *machine) cleanStaged(context.Context) error {
 }
 
 // cleanOrphans removes deployments that were prepared or begun and then given
-// up.
+// up, unless an entry starts them all the same.
 func (m *machine) cleanOrphans(ctx context.Context) error {
 	for _, id := range slices.Clone(m.facts.State.Orphans) {
+		if m.facts.Startable(id) {
+			continue
+		}
 		if err := m.forget(ctx, id); err != nil {
 			return err
 		}
@@ -91,8 +95,12 @@ func (m *machine) removeStale(keep string) error {
 	return m.look()
 }
 
-// cleanRefs removes the refs of deployments that the journal does not know.
+// cleanRefs removes the refs of deployments that the journal does not know and
+// nothing starts. If an entry cannot be read nobody knows what it starts.
 func (m *machine) cleanRefs(ctx context.Context) error {
+	if slices.ContainsFunc(m.facts.Entries, func(e esp.Entry) bool { return e.Err != nil }) {
+		return nil
+	}
 	known := m.facts.State.Deployments()
 	var gone []string
 	for _, kind := range []repo.Kind{repo.Images, repo.Streams} {
@@ -105,7 +113,7 @@ func (m *machine) cleanRefs(ctx context.Context) error {
 			return err
 		}
 		for _, x := range list {
-			if isID(x.Name) && !slices.Contains(known, x.Name) && !slices.Contains(gone, x.Name) {
+			if isID(x.Name) && !slices.Contains(known, x.Name) && !m.facts.Startable(x.Name) && !slices.Contains(gone, x.Name) {
 				gone = append(gone, x.Name)
 			}
 		}
@@ -150,9 +158,12 @@ func (m *machine) finishRetire(ctx context.Context, id string) error {
 		if a.Deployment != id {
 			continue
 		}
-		if e := m.facts.EntryOf(a.Seq); e != nil {
-			if err := m.esp.RemoveEntry(e.File); err != nil {
-				return err
+		// A torn rename of the counter leaves two files with one number.
+		for _, e := range m.facts.Entries {
+			if e.Ours && e.Name.Token == m.facts.State.Token && e.Name.Seq == a.Seq {
+				if err := m.esp.RemoveEntry(e.File); err != nil {
+					return err
+				}
 			}
 		}
 	}

@@ -251,7 +251,7 @@ func TestSurvivesEveryFault(t *testing.T) {
 			tc.prepare(t, base)
 			calls := countCalls(t, tc, base)
 			stride := max(1, calls/12)
-			if calls < 40 || os.Getenv("CFSBOOT_CRASH_ALL") == "1" {
+			if calls < 30 || os.Getenv("CFSBOOT_CRASH_ALL") == "1" {
 				stride = 1
 			}
 			for n := 0; n < calls; n += stride {

@@ -46,6 +46,12 @@ func (f Facts) EntryOf(seq uint64) *esp.Entry {
 	return nil
 }
 
+// Startable tells whether a deployment runs or an entry on the boot partition
+// starts it, whatever the journal says.
+func (f Facts) Startable(id string) bool {
+	return id == f.BootedID() || slices.ContainsFunc(f.Entries, func(e esp.Entry) bool { return e.Err == nil && e.ImageID() == id })
+}
+
 // DefaultID is the deployment that the loader starts next: that of the first
 // entry it would show. "" if that is not one of ours.
 func (f Facts) DefaultID() string {

@@ -13,6 +13,7 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
+	"github.com/cfsboot/cfsboot/bootimage/bls"
 	"github.com/cfsboot/cfsboot/deploy"
 	"github.com/cfsboot/cfsboot/deploy/esp"
 	"github.com/cfsboot/cfsboot/deploy/record"
@@ -607,6 +608,85 @@ func TestForeignLoader(t *testing.T) {
 	if got := entriesOf(t, w); len(got) > 0 {
 		t.Errorf("%d boot entries were made", len(got))
 	}
+}
+
+// TestRetirementIsFinishedFirst: what a killed retirement left of a deployment
+// does not take the same one along when it is staged anew.
+func TestRetirementIsFinishedFirst(t *testing.T) {
+	w := newWorld(t)
+	ids := w.releases(release(t, "1"), release(t, "2"), release(t, "3"))
+	w.note(record.Event{Kind: record.EventRetire, Deployment: ids[0]})
+	var refused *deploy.RefusedError
+	if _, err := w.rollback(ids[0]); !errors.As(err, &refused) || refused.Code != deploy.CodeUnknown {
+		t.Errorf("rollback to what is being removed: %v", err)
+	}
+	if _, err := w.upgrade(release(t, "1")); err != nil {
+		t.Fatal(err)
+	}
+	checkQuiet(t, w)
+	if _, err := w.finalize(); err != nil {
+		t.Fatal(err)
+	}
+	if got := w.boot(); got != ids[0] {
+		t.Errorf("booted %s, want %s", got, ids[0])
+	}
+}
+
+// TestTornRename: both names that a power cut leaves of a renamed counter go when
+// their deployment does.
+func TestTornRename(t *testing.T) {
+	w := newWorld(t)
+	ids := w.releases(release(t, "1"), release(t, "2"), release(t, "3"))
+	dir := filepath.Join(w.fat.Path(), esp.EntryDir)
+	for _, e := range entriesOf(t, w) {
+		if e.ImageID() != ids[0] {
+			continue
+		}
+		data, err := os.ReadFile(filepath.Join(dir, e.File))
+		must(t, err)
+		n := e.Name
+		n.Counter = bls.Counter{Present: true, Left: 2, Done: 1}
+		must(t, os.WriteFile(filepath.Join(dir, n.String()), data, 0o600))
+		w.changed()
+	}
+	w.note(record.Event{Kind: record.EventRetire, Deployment: ids[0]})
+	if _, err := w.upgrade(release(t, "3")); !errors.Is(err, deploy.ErrNothingToDo) {
+		t.Fatal(err)
+	}
+	for _, e := range entriesOf(t, w) {
+		if e.ImageID() == ids[0] {
+			t.Errorf("%s starts a deployment without state", e.File)
+		}
+	}
+	checkQuiet(t, w)
+}
+
+// TestJournalSetBack: what runs, and what an entry starts, keeps its refs, state
+// and entry, although the journal does not know it.
+func TestJournalSetBack(t *testing.T) {
+	w := newWorld(t)
+	one := release(t, "1")
+	_, err := w.install(one)
+	must(t, err)
+	w.boot()
+	must(t, settled(w.upgrade(one)))
+	n := len(w.records())
+	two := w.releases(one, release(t, "2"))[1]
+	for _, name := range w.records()[n:] {
+		must(t, os.Remove(filepath.Join(w.root.Path(), record.JournalDir, name)))
+	}
+	w.changed()
+	must(t, settled(w.upgrade(release(t, "3"))))
+	must(t, settled(w.finalize()))
+	for _, name := range []string{"composefs/images/refs/cfsboot/" + two + "/boot", "composefs/streams/refs/cfsboot/" + two, "state/deploy/" + two + "/etc"} {
+		if _, err := os.Lstat(filepath.Join(w.root.Path(), name)); err != nil {
+			t.Error(err)
+		}
+	}
+	if !slices.ContainsFunc(entriesOf(t, w), func(e esp.Entry) bool { return e.ImageID() == two }) {
+		t.Error("the entry of the running deployment is gone")
+	}
+	w.boot()
 }
 
 // TestLocked: a second cfsboot is told, and the first one is not disturbed.

@@ -32,7 +32,7 @@ func nextRepair(f Facts) (repair, bool) {
 		case isEntryOf(e, st.Deployment, st.BootDigest):
 			return repair{Event: record.Event{Kind: record.EventArmed, Deployment: st.Deployment, Entry: st.Entry, Tries: record.DefaultTries}}, true
 		default:
-			return repair{e.File, record.Event{Kind: record.EventRenumber, Deployment: st.Deployment}}, true
+			return repair{fileOfTorn(e), record.Event{Kind: record.EventRenumber, Deployment: st.Deployment}}, true
 		}
 	}
 	for _, a := range f.State.Entries {
@@ -69,9 +69,19 @@ func repairTransaction(f Facts, t *record.Transaction) repair {
 		}
 		return repair{Event: record.Event{Kind: record.EventArmed, Deployment: t.Deployment, Entry: t.Entry, Tries: tries}}
 	default:
-		aborted.RemoveEntry = e.File
+		aborted.RemoveEntry = fileOfTorn(e)
 	}
 	return aborted
+}
+
+// fileOfTorn is the file of an entry that starts nothing: all that a killed run
+// can leave of one beside the whole. A whole one that is not what was to be made
+// is of a journal that is lost, and stays. "": it stays.
+func fileOfTorn(e *esp.Entry) string {
+	if _, _, err := e.Entry.Kind(); err == nil && e.Err == nil {
+		return ""
+	}
+	return e.File
 }
 
 // isEntryOf tells whether the file is complete: the loader boots this
@@ -180,7 +190,7 @@ func findID(s record.State, prefix string) (string, error) {
 	prefix = strings.ToLower(prefix)
 	var found []string
 	for _, e := range s.Entries {
-		if strings.HasPrefix(e.Deployment, prefix) && !slices.Contains(found, e.Deployment) {
+		if strings.HasPrefix(e.Deployment, prefix) && !e.Retiring && !slices.Contains(found, e.Deployment) {
 			found = append(found, e.Deployment)
 		}
 	}

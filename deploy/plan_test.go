@@ -145,8 +145,10 @@ func TestNextRepair(t *testing.T) {
 			record.Event{Kind: record.EventArmed, Deployment: idB, Entry: 2, Tries: 3}, ""},
 		{"killed finalize, torn entry", join(installed(idA), staged(idB)), idA, []esp.Entry{torn(t, 2, "+3-0")},
 			record.Event{Kind: record.EventRenumber, Deployment: idB}, "cfsboot_tok-0000000002+3-0.conf"},
-		{"entry of another payload", join(installed(idA), staged(idB)), idA, []esp.Entry{file(t, 2, "+3-0", idA)},
-			record.Event{Kind: record.EventRenumber, Deployment: idB}, "cfsboot_tok-0000000002+3-0.conf"},
+		{"entry of a lost journal", join(installed(idA), staged(idB)), idA, []esp.Entry{file(t, 2, "+3-0", idA)},
+			record.Event{Kind: record.EventRenumber, Deployment: idB}, ""},
+		{"killed rollback, entry of a lost journal", join(two, rollback), idB, []esp.Entry{file(t, 3, "", idC)},
+			record.Event{Kind: record.EventAborted, Transaction: "r", Reason: "the program did not finish"}, ""},
 		{"trial under way", two, idB, []esp.Entry{file(t, 2, "+2-1", idB)}, record.Event{}, ""},
 		{"last trial under way", two, idB, []esp.Entry{file(t, 2, "+0-3", idB)}, record.Event{}, ""},
 		{"blessed by systemd", two, idB, []esp.Entry{file(t, 2, "", idB)}, blessed(2), ""},
@@ -260,6 +262,7 @@ func TestDecideRollback(t *testing.T) {
 		{"an untried one by name", three, idB, idC, rollbackPlan{}, "nothing"},
 		{"short prefix", three, idC, "a1", rollbackPlan{}, CodeUnknown},
 		{"unknown", three, idC, "dddd", rollbackPlan{}, CodeUnknown},
+		{"being removed", join(three, []record.Event{{Kind: record.EventRetire, Deployment: idA}}), idC, "a1a1", rollbackPlan{}, CodeUnknown},
 	}
 	for _, tc := range tests {
 		t.Run(tc.name, func(t *testing.T) {

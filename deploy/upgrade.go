@@ -156,6 +156,12 @@ func (m *machine) stage(ctx context.Context, src oci.Source, reference string, o
 	if err := refuseFailed(m.facts.State, img.id(), o.Retry); err != nil {
 		return nil, err
 	}
+	if a := m.facts.State.LatestOf(img.id()); a != nil && a.Retiring {
+		// What is left of it would take the new one along.
+		if err := m.finishRetire(ctx, img.id()); err != nil {
+			return nil, err
+		}
+	}
 	m.say("staging deployment %s", short(img.id()))
 	res, err := m.mergeEtc(ctx, img.tree)
 	if err != nil {
@@ -302,10 +308,11 @@ func (m *machine) removeUnfinishedEntry() error {
 	if err := m.look(); err != nil {
 		return err
 	}
-	if e := m.facts.EntryOf(t.Entry); e != nil {
-		return m.esp.RemoveEntry(e.File)
+	e := m.facts.EntryOf(t.Entry)
+	if e == nil || !isEntryOf(e, t.Deployment, t.BootDigest) && fileOfTorn(e) == "" {
+		return nil
 	}
-	return nil
+	return m.esp.RemoveEntry(e.File)
 }
 
 // startFinalize makes sure that the shutdown unit runs. A machine without it

@@ -235,6 +235,25 @@ func (w *world) install(img *ocitest.Image) (*deploy.Change, error) {
 	})
 }
 
+// releases installs the first image, unless there is one, and takes the machine
+// through the others, each found to be good. It returns the deployments.
+func (w *world) releases(images ...*ocitest.Image) []string {
+	w.t.Helper()
+	var ids []string
+	for i, img := range images {
+		switch {
+		case i > 0:
+			must(w.t, settled(w.upgrade(img)))
+			must(w.t, settled(w.finalize()))
+		case len(entriesOf(w.t, w)) == 0:
+			must(w.t, settled(w.install(img)))
+		}
+		ids = append(ids, w.boot())
+		w.bless()
+	}
+	return ids
+}
+
 func (w *world) upgrade(img *ocitest.Image) (*deploy.Change, error) {
 	w.tag = img
 	return deploy.Upgrade(w.t.Context(), deploy.UpgradeOptions{Options: w.options(), PullOptions: w.pull()})
@@ -481,6 +500,44 @@ func (w *world) state() record.State {
 		w.t.Fatal(err)
 	}
 	return s
+}
+
+// note writes an event into the journal, as a command that was killed right
+// after it.
+func (w *world) note(e record.Event) {
+	w.t.Helper()
+	dir := filepath.Join(w.root.Path(), record.JournalDir)
+	read := func(name string) ([]byte, error) { return os.ReadFile(filepath.Join(dir, name)) }
+	j, err := record.ReadJournal(w.records(), read)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	r, err := j.Next(e, w.clock.Now(), "")
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	data, err := r.Encode()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, r.Name()), data, 0o644); err != nil {
+		w.t.Fatal(err)
+	}
+	w.changed()
+}
+
+// records lists the files of the journal, oldest first.
+func (w *world) records() []string {
+	w.t.Helper()
+	list, err := os.ReadDir(filepath.Join(w.root.Path(), record.JournalDir))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	names := make([]string, len(list))
+	for i, x := range list {
+		names[i] = x.Name()
+	}
+	return names
 }
 
 // killer fails or kills at the n-th mutating call, counted over both disks: a
