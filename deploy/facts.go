@@ -84,23 +84,10 @@ func ReadBooted(root string) (*record.Booted, error) {
 	return &b, nil
 }
 
-// ReadState reads what the root file system, whose top is given, says about
-// deployments: the journal's state and the deployment records. It takes no lock
-// and changes nothing. problems are what could not be read; err means that
-// there is no usable journal (record.ErrNoJournal on a machine without one).
-func ReadState(top *durable.Dir) (state record.State, deployments map[string]record.Deployment, problems []error, err error) {
-	j, err := readJournal(top)
-	if err != nil {
-		return record.State{}, nil, nil, err
-	}
-	problems = append(problems, j.Damaged()...)
-	deployments, more := readDeployments(top)
-	return j.State(), deployments, append(problems, more...), nil
-}
-
-// readDeployments reads the record of each deployment. Staged ones are read
-// last: the same id may be there twice, and what is staged is newer.
-func readDeployments(top *durable.Dir) (map[string]record.Deployment, []error) {
+// readDeployments reads the record of each deployment. The same id may be there
+// twice: of the two records that of the staged deployment's transaction counts,
+// wherever a killed finalize has left it, else that of the armed one.
+func readDeployments(top *durable.Dir, s record.State) (map[string]record.Deployment, []error) {
 	out := map[string]record.Deployment{}
 	var problems []error
 	for _, parent := range []string{record.StateDir, stagedDir} {
@@ -119,6 +106,9 @@ func readDeployments(top *durable.Dir) (map[string]record.Deployment, []error) {
 			d, err := readDeployment(top, parent, x.Name)
 			if err != nil {
 				problems = append(problems, err)
+				continue
+			}
+			if _, both := out[x.Name]; both && !(s.Staged != nil && s.Staged.Deployment == d.ID && s.Staged.Transaction == d.Transaction) {
 				continue
 			}
 			out[x.Name] = d

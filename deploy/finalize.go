@@ -158,5 +158,8 @@ func (m *machine) ensurePayload(ctx context.Context, st record.Staged) error {
 	if _, err := m.bootFiles(ctx, img); err != nil {
 		return err
 	}
+	if got := img.payload.Digest; got != st.BootDigest {
+		return fmt.Errorf("kernel and initrd of image %s: got boot digest %s, want %s; run `cfsboot upgrade` again", short(d.PlainID), got, st.BootDigest)
+	}
 	return m.placePayload(ctx, img)
 }

@@ -378,6 +378,50 @@ func TestSameContent(t *testing.T) {
 		}
 	}
 	checkQuiet(t, w)
+	// In the way of the same content, a staged deployment is given up at once.
+	c, err := w.upgrade(release(t, "2"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := again.SetConfig(append(again.Config, ' ')); err != nil {
+		t.Fatal(err)
+	}
+	if c2, err := w.upgrade(again); err != nil || c2.Action != deploy.ActionDropped || c2.Dropped != c.Deployment {
+		t.Fatalf("got %+v, %v, want %s dropped", c2, err, c.Deployment)
+	}
+	checkQuiet(t, w)
+}
+
+// TestSameContentAfterKilledFinalize: the records of a staged deployment are
+// those that a killed finalize has moved into place, not the old ones of the same
+// deployment that it has moved out of the way.
+func TestSameContentAfterKilledFinalize(t *testing.T) {
+	w := newWorld(t)
+	one := release(t, "1")
+	ids := w.releases(one, release(t, "2"))
+	if _, err := w.upgrade(one); err != nil {
+		t.Fatal(err)
+	}
+	top := filepath.Join(w.root.Path(), "state")
+	must(t, unix.Renameat2(unix.AT_FDCWD, filepath.Join(top, "cfsboot/staged", ids[0]), unix.AT_FDCWD, filepath.Join(top, "deploy", ids[0]), unix.RENAME_EXCHANGE))
+	w.changed()
+	again := release(t, "1")
+	must(t, again.SetConfig(append(again.Config, ' ')))
+	for range 2 {
+		c, err := w.upgrade(again)
+		if !errors.Is(err, deploy.ErrNothingToDo) || c.Action != deploy.ActionStaged || c.ManifestDigest != string(again.Descriptor.Digest) {
+			t.Fatalf("got %+v, %v", c, err)
+		}
+	}
+	if _, err := w.finalize(); err != nil {
+		t.Fatal(err)
+	}
+	data, err := os.ReadFile(filepath.Join(top, "deploy", w.boot(), record.DeploymentName))
+	must(t, err)
+	if d, err := record.ParseDeployment(data); err != nil || d.ManifestDigest != string(again.Descriptor.Digest) {
+		t.Errorf("manifest %s, %v, want %s", d.ManifestDigest, err, again.Descriptor.Digest)
+	}
+	checkQuiet(t, w)
 }
 
 // TestEtcConflict: nothing is changed, the paths are named, and the command

@@ -214,7 +214,7 @@ func mountOf(table, dev string) (string, bool) {
 // look reads the facts again after something was changed.
 func (m *machine) look() error {
 	m.facts.State = m.journal.State()
-	deployments, problems := readDeployments(m.top)
+	deployments, problems := readDeployments(m.top, m.facts.State)
 	for _, err := range problems {
 		m.Logger.Warn("a deployment cannot be read", "error", err)
 	}

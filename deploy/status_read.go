@@ -127,7 +127,7 @@ func (r *statusReader) readTop() {
 	default:
 		r.problem(ProblemJournal, hintRoot(err), err)
 	}
-	deployments, problems := readDeployments(top)
+	deployments, problems := readDeployments(top, r.in.State)
 	r.in.Deployments = deployments
 	for _, err := range problems {
 		r.problem(ProblemDeployment, hintRoot(err), err)

@@ -80,21 +80,27 @@ func Upgrade(ctx context.Context, o UpgradeOptions) (_ *Change, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if act == actStage {
+		return m.stage(ctx, src, reference, o)
+	}
+	return m.settle(ctx, act)
+}
+
+// settle does what an upgrade comes down to when the image is deployed already.
+func (m *machine) settle(ctx context.Context, act action) (*Change, error) {
 	switch act {
+	case actDrop:
+		return m.drop(ctx)
+	case actRearm:
+		return m.rollback(ctx, m.facts.BootedID())
 	case actKeep:
 		c := m.change(ActionStaged, m.facts.State.Staged.Deployment)
 		m.startFinalize(ctx, c)
 		m.clean(ctx)
 		return c, ErrNothingToDo
-	case actNothing:
-		m.clean(ctx)
-		return m.change(ActionNone, m.defaultID()), ErrNothingToDo
-	case actDrop:
-		return m.drop(ctx)
-	case actRearm:
-		return m.rollback(ctx, m.facts.BootedID())
 	}
-	return m.stage(ctx, src, reference, o)
+	m.clean(ctx)
+	return m.change(ActionNone, m.defaultID()), ErrNothingToDo
 }
 
 // tracked is the reference that the machine follows: of what is staged, else of
@@ -150,8 +156,15 @@ func (m *machine) stage(ctx context.Context, src oci.Source, reference string, o
 	if err != nil {
 		return nil, err
 	}
-	if done, c, err := m.sameContent(ctx, img); done || err != nil {
-		return c, err
+	if same, err := m.sameContent(ctx, img); err != nil {
+		return nil, err
+	} else if same {
+		m.abort(ctx, tx, ErrNothingToDo)
+		act, err := decideUpgrade(m.facts, img.record.ManifestDigest, o.Retry)
+		if err != nil {
+			return nil, err
+		}
+		return m.settle(ctx, act)
 	}
 	if err := refuseFailed(m.facts.State, img.id(), o.Retry); err != nil {
 		return nil, err
@@ -198,41 +211,39 @@ func (m *machine) stage(ctx context.Context, src oci.Source, reference string, o
 	return c, nil
 }
 
-// sameContent handles an image whose boot image is deployed already under
-// another manifest: only what is written down about it changes.
-func (m *machine) sameContent(ctx context.Context, img *image) (bool, *Change, error) {
-	s, id := m.facts.State, img.id()
-	name := ""
-	switch {
-	case s.Staged != nil && s.Staged.Deployment == id:
-		name = stagedOf(id)
-	case s.Staged == nil && m.defaultID() == id, m.facts.BootedID() == id:
-		name = stateOf(id)
-	default:
-		return false, nil, nil
+// sameContent handles an image whose boot image is staged, the default or running
+// already, under another manifest: what is written down about it changes, and the
+// upgrade is decided again. Nothing else may be done to the state of what runs.
+func (m *machine) sameContent(ctx context.Context, img *image) (bool, error) {
+	id := img.id()
+	name := stateOf(id)
+	switch st := m.facts.State.Staged; {
+	case st != nil && st.Deployment == id:
+		var err error
+		if name, err = m.stagedState(*st); err != nil {
+			return false, err
+		}
+	case m.defaultID() != id && m.facts.BootedID() != id:
+		return false, nil
 	}
-	d := m.facts.Deployments[id]
+	d, ok := m.facts.Deployments[id]
+	if !ok {
+		return false, fmt.Errorf("deployment %s has no readable %s", short(id), record.DeploymentName)
+	}
 	d.Reference, d.ManifestDigest, d.IndexDigest, d.ConfigDigest = img.record.Reference, img.record.ManifestDigest, img.record.IndexDigest, img.record.ConfigDigest
-	d.ImageVersion, d.ImageCreated = img.record.ImageVersion, img.record.ImageCreated
+	d.ImageVersion, d.ImageCreated, d.PlainID = img.record.ImageVersion, img.record.ImageCreated, img.record.PlainID
 	if err := m.hold(ctx, id, img.holdings); err != nil {
-		return true, nil, err
+		return false, err
 	}
 	dir, err := m.top.Sub(name)
 	if err != nil {
-		return true, nil, err
+		return false, err
 	}
 	defer dir.Close() //nolint:errcheck // writeRecords syncs
 	if err := writeRecords(dir, d); err != nil {
-		return true, nil, err
+		return false, err
 	}
-	if err := m.look(); err != nil {
-		return true, nil, err
-	}
-	c := m.change(ActionNone, id)
-	if name == stagedOf(id) {
-		c.Action = ActionStaged
-	}
-	return true, c, ErrNothingToDo
+	return true, m.look()
 }
 
 // placePayload puts kernel and initrd on the boot partition, after making room.
@@ -258,9 +269,9 @@ func (m *machine) payloadInUse(digest string) bool {
 	return false
 }
 
-// checkESPSpace refuses before the pull what cannot work: how large the new
-// kernel is nobody knows yet, but it will hardly be smaller than half of the
-// running one's, which may be the same.
+// checkESPSpace refuses before the pull what cannot work: a partition without
+// room for so much as an entry and its directories. How large the kernel is, and
+// whether it is there already, only the image tells.
 func (m *machine) checkESPSpace() error {
 	space, err := m.space(m.esp)
 	if err != nil {

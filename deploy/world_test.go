@@ -490,16 +490,18 @@ func (w *world) edit(name, text string) {
 
 func (w *world) state() record.State {
 	w.t.Helper()
-	top, err := durable.OpenDir(w.root.Path())
+	return w.journal().State()
+}
+
+func (w *world) journal() *record.Journal {
+	w.t.Helper()
+	j, err := record.ReadJournal(w.records(), func(name string) ([]byte, error) {
+		return os.ReadFile(filepath.Join(w.root.Path(), record.JournalDir, name))
+	})
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	defer top.Close()
-	s, _, _, err := deploy.ReadState(top)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	return s
+	return j
 }
 
 // note writes an event into the journal, as a command that was killed right
@@ -507,12 +509,7 @@ func (w *world) state() record.State {
 func (w *world) note(e record.Event) {
 	w.t.Helper()
 	dir := filepath.Join(w.root.Path(), record.JournalDir)
-	read := func(name string) ([]byte, error) { return os.ReadFile(filepath.Join(dir, name)) }
-	j, err := record.ReadJournal(w.records(), read)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	r, err := j.Next(e, w.clock.Now(), "")
+	r, err := w.journal().Next(e, w.clock.Now(), "")
 	if err != nil {
 		w.t.Fatal(err)
 	}
