@@ -469,3 +469,59 @@ func BenchmarkImportLayer(b *testing.B) {
 		}
 	}
 }
+
+// TestStoredLayerRejected: streams that no writer of layers produces.
+func TestStoredLayerRejected(t *testing.T) {
+	t.Parallel()
+	header := func(r raw, size int) []byte {
+		r.size = fmt.Sprintf("%011o\x00", size)
+		return r.bytes()
+	}
+	file := raw{name: "f", typ: '0'}
+	end := make([]byte, 1024)
+	type part struct {
+		inline []byte
+		object string
+	}
+	for name, tc := range map[string]struct {
+		parts []part
+		want  string
+	}{
+		"object of a small file":     {[]part{{inline: header(file, 64)}, {object: strings.Repeat("x", 64)}, {inline: end}}, "no file body of more than 64 bytes"},
+		"inline body of a large one": {[]part{{inline: join(header(file, 65), make([]byte, 512), end)}}, "a file body of 65 bytes that is not an object"},
+		"object at the start":        {[]part{{object: strings.Repeat("x", 600)}, {inline: end}}, "no file body"},
+		"object of a directory":      {[]part{{inline: header(raw{name: "d", typ: '5'}, 0)}, {object: strings.Repeat("x", 512)}, {inline: end}}, "no file body"},
+		"object in the padding":      {[]part{{inline: header(file, 3)}, {object: "abc"}, {inline: end}}, "no file body"},
+		"no object":                  {[]part{{inline: header(file, 100)}}, "unexpected EOF"},
+		"no padding":                 {[]part{{inline: header(file, 100)}, {object: strings.Repeat("x", 100)}}, "unexpected EOF"},
+		"bad header":                 {[]part{{inline: make([]byte, 700)}}, "unexpected EOF"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := repotest.New(t, fsverity.SHA256)
+			w, err := r.NewStream(t.Context(), splitstream.Layer)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, p := range tc.parts {
+				if p.object != "" {
+					err = w.External(put(t, r, p.object), int64(len(p.object)))
+				} else {
+					_, err = w.Write(p.inline)
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			id, err := w.Commit(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = oci.LoadLayer(t.Context(), r, digest.FromString("x"), id)
+			var f *oci.FormatError
+			if !errors.As(err, &f) || !strings.Contains(err.Error(), tc.want) {
+				t.Errorf("got %v, want a *FormatError with %q", err, tc.want)
+			}
+		})
+	}
+}

@@ -17,11 +17,12 @@ import (
 	"github.com/cfsboot/cfsboot/repo/oci"
 )
 
+// publishInterval is how often layers that are complete get their names while
+// others are still on their way. Each time costs a sync of the file system, so a
+// short pull does it once, at the end. Tests shorten it.
+var publishInterval = 5 * time.Second
+
 const (
-	// publishInterval is how often layers that are complete get their names while
-	// others are still on their way. Each time costs a sync of the file system, so
-	// a short pull does it once, at the end.
-	publishInterval = 5 * time.Second
 	// progressStep is how many bytes make an event.
 	progressStep = 256 << 10
 	// reserve is what an import needs beside the layers: images, streams,

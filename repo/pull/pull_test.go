@@ -16,6 +16,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/cfsboot/cfsboot/bootimage"
 	"github.com/cfsboot/cfsboot/erofs"
@@ -652,6 +653,58 @@ func TestInterruptedPull(t *testing.T) {
 	}
 	if n := src.Reads(img.Layers[1].Digest); n != 1 || res.Stats.LayersFetched != 1 || res.Stats.LayersPresent != 1 {
 		t.Errorf("the complete layer was read %d times; %+v", n, res.Stats)
+	}
+	repotest.Check(t, r)
+}
+
+// TestCompleteLayersGetNames: in a long pull a layer has its name while the next
+// one is fetched, so that a killed process need not begin again.
+func TestCompleteLayersGetNames(t *testing.T) {
+	defer pull.SetPublishInterval(0)()
+	img := bootable(t)
+	r := repotest.New(t, fsverity.SHA256)
+	seen := false
+	src := &ocitest.Source{Image: img, Fault: func(d v1.Descriptor, rd io.Reader) (io.Reader, error) {
+		if d.Digest == img.Layers[0].Digest { // comes last
+			_, err := r.LookupStream(oci.LayerStream(img.DiffIDs[1]))
+			seen = err == nil
+		}
+		return rd, nil
+	}}
+	o := options("os", true)
+	o.Parallel = 1
+	if _, err := pull.Pull(t.Context(), r, src, o); err != nil || !seen {
+		t.Errorf("the first layer had its name: %v; %v", seen, err)
+	}
+}
+
+// TestPullsAtTheSameTime: several handles on one repository, as of several
+// processes, the same image and others.
+func TestPullsAtTheSameTime(t *testing.T) {
+	t.Parallel()
+	path := t.TempDir()
+	dir, err := durable.OpenDir(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	repotest.NewIn(t, dir, fsverity.SHA256)
+	images := []*ocitest.Image{bootable(t), bootable(t), build(t, ocitest.Spec{Layers: []ocitest.Layer{osLayer(""), topLayer(t, "prog", strings.Repeat("other ", 99))}})}
+	var g errgroup.Group
+	for i := range 6 {
+		r := openDir(t, path)
+		g.Go(func() error {
+			_, err := pull.Pull(t.Context(), r, &ocitest.Source{Image: images[i%3]}, options(fmt.Sprintf("os-%d", i), i%2 == 0))
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	r := openDir(t, path)
+	list, problems, err := oci.Images(t.Context(), r)
+	if err != nil || len(list) != 6 || len(problems) != 0 {
+		t.Errorf("%d images, problems %v, %v", len(list), problems, err)
 	}
 	repotest.Check(t, r)
 }

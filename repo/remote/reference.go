@@ -31,7 +31,7 @@ func parseReference(s string) (reference, error) {
 	}
 	for _, prefix := range []string{"docker://", "registry:"} {
 		if rest, ok := strings.CutPrefix(s, prefix); ok {
-			return reference{name: rest}, nil
+			return registryReference(rest)
 		}
 	}
 	for _, t := range otherTransports {
@@ -41,7 +41,29 @@ func parseReference(s string) (reference, error) {
 			return reference{}, fmt.Errorf("transport %q is not supported: use docker:// for a registry and oci: for a layout", t)
 		}
 	}
-	return reference{name: s}, nil
+	return registryReference(s)
+}
+
+// errUserInfo refuses what would end up in logs, records and process lists.
+var errUserInfo = errors.New("name and password do not belong into a reference, but into a credentials file")
+
+func registryReference(name string) (reference, error) {
+	// Only "name@digest" without a host has an "@" there too, and then no slash.
+	if host, _, ok := strings.Cut(name, "/"); ok && strings.Contains(host, "@") {
+		return reference{}, errUserInfo
+	}
+	return reference{name: name}, nil
+}
+
+// hideUserInfo cuts name and password out of a reference.
+func hideUserInfo(ref string) string {
+	prefix, rest, ok := strings.Cut(ref, "://")
+	if !ok {
+		prefix, rest = "", ref
+	} else {
+		prefix += "://"
+	}
+	return prefix + "[hidden]" + rest[strings.LastIndexByte(rest[:strings.IndexByte(rest, '/')], '@'):]
 }
 
 // splitLayout splits at the last colon, unless the part behind it is a path.

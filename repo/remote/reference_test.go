@@ -32,6 +32,9 @@ func TestParseReference(t *testing.T) {
 		"containers-storage:localhost/x": {},
 		"oci-archive:/x.tar":             {},
 		"https://quay.io/x":              {},
+		"debian:12@sha256:0":             {Name: "debian:12@sha256:0"},
+		"alice:secret@quay.io/x":         {},
+		"docker://alice@quay.io/x":       {},
 	} {
 		got, err := remote.ParseReference(in)
 		if (err != nil) != (want == ref{}) {

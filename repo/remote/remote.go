@@ -16,6 +16,7 @@ package remote
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -124,6 +125,9 @@ func (e *Error) Unwrap() error { return e.Err }
 func Open(_ context.Context, ref string, opts Options) (oci.Source, error) {
 	opts.setDefaults()
 	r, err := parseReference(ref)
+	if errors.Is(err, errUserInfo) {
+		ref = hideUserInfo(ref)
+	}
 	if err != nil {
 		return nil, &Error{Ref: ref, Op: "parse reference", Err: err}
 	}

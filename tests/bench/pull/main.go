@@ -49,11 +49,19 @@ func main() {
 	flag.Int64Var(&o.size, "size", 428, "size of that layout before compression, in MiB")
 	flag.StringVar(&o.cfsboot, "cfsboot", "", "program to measure; empty: build it")
 	flag.StringVar(&o.cfsctl, "cfsctl", "", "program to compare with; empty: from PATH or the cache")
-	flag.StringVar(&o.at, "dir", "", "where repositories are made; empty: the temporary directory")
+	flag.StringVar(&o.at, "dir", "", "where repositories are made; empty: ~/.cache/cfsboot, since a temporary directory may be memory")
 	only := flag.String("make", "", "make the layout in this directory and stop")
 	cpu := flag.String("cpuprofile", "", "pull once and write a CPU profile to this file")
 	heap := flag.String("memprofile", "", "pull once and write a profile of allocations to this file")
 	flag.Parse()
+	if o.at == "" {
+		if cache, err := os.UserCacheDir(); err == nil {
+			o.at = filepath.Join(cache, "cfsboot")
+			if err := os.MkdirAll(o.at, 0o755); err != nil {
+				o.at = ""
+			}
+		}
+	}
 	if *cpu != "" || *heap != "" {
 		if err := profile(context.Background(), o, *cpu, *heap); err != nil {
 			fmt.Fprintln(os.Stderr, "pull:", err)
