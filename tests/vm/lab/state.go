@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/cfsboot/cfsboot/tests/vm/qemu"
@@ -28,7 +29,10 @@ type Status struct {
 		Rollback *Entry `json:"rollback"`
 	} `json:"status"`
 	Cfsboot struct {
-		Problems []any `json:"problems"`
+		Problems []struct {
+			Code    string `json:"code"`
+			Message string `json:"message"`
+		} `json:"problems"`
 	} `json:"cfsboot"`
 }
 
@@ -75,8 +79,9 @@ func Look(ctx context.Context, sh *qemu.Shell) (State, error) {
 
 // Check compares a machine with what it should be: root of the wanted version
 // and manifest, mounted read-only with fs-verity required on every file, from
-// the image that the kernel command line names and the status reports.
-func (s State) Check(version, manifest string) error {
+// the image that the kernel command line names and the status reports. The
+// status has to list problems of exactly the given codes.
+func (s State) Check(version, manifest string, problems ...string) error {
 	var wrong []string
 	expect := func(ok bool, format string, args ...any) {
 		if !ok {
@@ -103,7 +108,11 @@ func (s State) Check(version, manifest string) error {
 		expect(b.Image.Digest == manifest, "status: booted manifest is %s, want %s", b.Image.Digest, manifest)
 		expect(b.Composefs.Verity == s.ID, "status: booted image is %s, want %s", b.Composefs.Verity, s.ID)
 	}
-	expect(len(s.Status.Cfsboot.Problems) == 0, "status reports problems: %v", s.Status.Cfsboot.Problems)
+	var codes []string
+	for _, p := range s.Status.Cfsboot.Problems {
+		codes = append(codes, p.Code)
+	}
+	expect(slices.Equal(codes, problems), "status reports the problems %q, want %q: %v", codes, problems, s.Status.Cfsboot.Problems)
 	if len(wrong) > 0 {
 		return fmt.Errorf("the machine is not as it should be:\n  %s", strings.Join(wrong, "\n  "))
 	}
