@@ -144,7 +144,7 @@ func TestRegistryFaults(t *testing.T) {
 				t.Errorf("got %v, want one line, %T, with %q", err, tc.want, tc.text)
 			}
 			noImageNames(t, r)
-			server.OnRequest = nil
+			server.Heal()
 			if _, err := pullFrom(t, r, server); err != nil {
 				t.Errorf("repeated pull: %v", err)
 			}

@@ -40,7 +40,7 @@ type Registry struct {
 
 	// OnRequest decides about faults: kind is "ping", "token", "manifest" or
 	// "blob", id the tag or digest, n counts the requests of this kind and id
-	// from 0. It may be nil.
+	// from 0. It may be nil. Once there were requests, use Heal to remove it.
 	OnRequest func(kind, id string, n int, r *http.Request) *Fault
 
 	mu        sync.Mutex
@@ -102,6 +102,13 @@ func (r *Registry) AddBlob(digest string, b []byte) {
 	r.blobs[digest] = b
 }
 
+// Heal ends all faults.
+func (r *Registry) Heal() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.OnRequest = nil
+}
+
 // Count returns how many requests of this kind and id came.
 func (r *Registry) Count(kind, id string) int {
 	r.mu.Lock()
@@ -125,10 +132,11 @@ func (r *Registry) serve(w http.ResponseWriter, req *http.Request) {
 	r.log = append(r.log, fmt.Sprintf("%s %s Range=%s Auth=%s", req.Method, req.URL.Path, req.Header.Get("Range"), strings.ToLower(scheme)))
 	m, okm := r.manifests[repository+"@"+id]
 	b, okb := r.blobs[id]
+	fault := r.OnRequest
 	r.mu.Unlock()
 	f := &Fault{}
-	if r.OnRequest != nil {
-		if g := r.OnRequest(kind, id, n, req); g != nil {
+	if fault != nil {
+		if g := fault(kind, id, n, req); g != nil {
 			f = g
 		}
 	}
