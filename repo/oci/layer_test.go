@@ -385,7 +385,7 @@ func TestFindLayer(t *testing.T) {
 	diffID := digest.FromBytes(good)
 	find := func(r *repo.Repository) (fsverity.Digest, bool) {
 		t.Helper()
-		id, ok, err := oci.FindLayer(t.Context(), r, diffID)
+		id, ok, err := oci.FindLayer(t.Context(), r, diffID, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

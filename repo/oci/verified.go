@@ -104,10 +104,11 @@ func PublishLayer(ctx context.Context, r *repo.Repository, l *Layer) error {
 }
 
 // FindLayer looks for a layer in the repository. A layer that this program has
-// not compared with its diff_id yet is compared now. If there is none, or its
-// content is not what its name says, ok is false: it must be imported, which
-// replaces the name.
-func FindLayer(ctx context.Context, r *repo.Repository, diffID digest.Digest) (stream fsverity.Digest, ok bool, err error) {
+// not compared with its diff_id yet is compared now, after a call of comparing,
+// which may be nil: that reads the whole layer. If there is none, or its content
+// is not what its name says, ok is false: it must be imported, which replaces the
+// name.
+func FindLayer(ctx context.Context, r *repo.Repository, diffID digest.Digest, comparing func()) (stream fsverity.Digest, ok bool, err error) {
 	stream, err = r.LookupStream(LayerStream(diffID))
 	if errors.Is(err, repo.ErrNotFound) {
 		return fsverity.Digest{}, false, nil
@@ -118,6 +119,9 @@ func FindLayer(ctx context.Context, r *repo.Repository, diffID digest.Digest) (s
 	ok, err = IsVerified(r, diffID, stream)
 	if ok || err != nil {
 		return stream, ok, err
+	}
+	if comparing != nil {
+		comparing()
 	}
 	if err := VerifyLayer(ctx, r, diffID, stream); err != nil {
 		if ctx.Err() != nil {

@@ -132,7 +132,10 @@ func (p *puller) layerError(index int, err error) error {
 
 // layer finds or fetches one layer.
 func (p *puller) layer(ctx context.Context, j *job) (fetched bool, err error) {
-	stream, ok, err := oci.FindLayer(ctx, p.r, j.diffID)
+	stream, ok, err := oci.FindLayer(ctx, p.r, j.diffID, func() {
+		progress.Report(p.opts.Progress, progress.Message{Text: fmt.Sprintf(
+			"layer %d of %d was stored by another program: comparing it with its digest", j.index+1, len(p.img.Manifest.Layers))})
+	})
 	if err != nil {
 		return false, err
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,6 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/cfsboot/cfsboot/fsverity"
+	"github.com/cfsboot/cfsboot/internal/progress"
 	"github.com/cfsboot/cfsboot/internal/testutil/recipes"
 	"github.com/cfsboot/cfsboot/internal/testutil/repotest"
 	"github.com/cfsboot/cfsboot/keyring"
@@ -185,9 +187,21 @@ func TestOracleTakesTurns(t *testing.T) {
 	r := repotest.New(t, fsverity.SHA512)
 	c := cfsctl{t, tool, r.Path()}
 	c.must("oci", "pull", "oci:"+dir, "theirs")
-	res, err := pullLayout(t, r, dir, "ours")
+	var said []string
+	src, err := remote.Open(t.Context(), "oci:"+dir, remote.Options{Platform: amd64})
 	if err != nil {
 		t.Fatal(err)
+	}
+	defer src.Close()
+	opts := options("ours", true)
+	opts.Parallel = 1
+	opts.Progress = progress.Func(func(e progress.Event) { said = append(said, fmt.Sprint(e)) })
+	res, err := pull.Pull(t.Context(), r, src, opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(strings.Join(said, "\n"), "was stored by another program"); n != 2 {
+		t.Errorf("%d layers were compared, want 2: %q", n, said)
 	}
 	if res.Stats.LayersFetched != 0 || res.Stats.LayersPresent != 2 {
 		t.Errorf("layers of cfsctl: %+v, want them compared and used", res.Stats)
