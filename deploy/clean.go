@@ -236,6 +236,11 @@ func (m *machine) makeRoom(ctx context.Context, need int64, keepID, keepPayload 
 	if err != nil {
 		return fmt.Errorf("plan the boot partition (%d payloads there take %d bytes): %w", len(m.facts.Payloads), m.payloadBytes(space.Cluster), err)
 	}
+	for _, id := range crowding(m.facts, keepID) {
+		if !slices.Contains(ids, id) {
+			ids = append(ids, id)
+		}
+	}
 	for _, id := range ids {
 		if err := m.retire(ctx, id); err != nil {
 			return err

@@ -177,6 +177,34 @@ func crashCases(t *testing.T) []crashCase {
 			},
 		},
 		{
+			"rollback over a staged one", func(t *testing.T, w *world) {
+				second(t, w)
+				_, err := w.upgrade(r3)
+				must(t, err)
+			},
+			func(w *world) error { return settled(w.rollback("")) },
+			func(t *testing.T, w *world) {
+				boots(one)(t, w)
+				if w.state().Staged != nil {
+					t.Fatal("success was reported, and the staged one is not given up")
+				}
+			},
+			func(t *testing.T, w *world) {
+				if running(t, w) == two {
+					if w.state().Staged == nil {
+						t.Fatal("it is not rolled back, and the staged one is given up")
+					}
+					w.bless()
+					must(t, settled(w.rollback("")))
+					if got := running(t, w); got != one {
+						t.Fatalf("booted %q in the end", got)
+					}
+				}
+				must(t, settled(w.upgrade(r2)))
+				checkQuiet(t, w)
+			},
+		},
+		{
 			"upgrade that makes room", func(t *testing.T, w *world) {
 				second(t, w)
 				_, err := w.upgrade(r3)

@@ -2,6 +2,7 @@ package deploy
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"log/slog"
 
@@ -42,16 +43,19 @@ func (m *machine) writeEntry(d record.Deployment, seq uint64, tries uint) (uint6
 		if err := m.add(record.Event{Kind: record.EventRenumber, Deployment: d.ID}); err != nil {
 			return 0, err
 		}
-		if st := m.facts.State.Staged; st != nil && st.Deployment == d.ID {
-			seq = st.Entry
+		if t := m.facts.State.Transaction; t != nil {
+			seq = t.Entry
 		} else {
-			seq = m.facts.State.Transaction.Entry
+			seq = m.facts.State.Staged.Entry
 		}
 	}
 }
 
 // entryFile gives name and content of the boot entry of a deployment.
 func entryFile(token string, d record.Deployment, seq uint64, tries uint) (string, []byte, error) {
+	if err := checkOptions(d); err != nil {
+		return "", nil, err
+	}
 	e, err := record.NewEntry(record.EntrySpec{
 		Token:     token,
 		Seq:       seq,
@@ -64,12 +68,25 @@ func entryFile(token string, d record.Deployment, seq uint64, tries uint) (strin
 	if err != nil {
 		return "", nil, err
 	}
-	data, err := esp.LinuxLast(e).Format()
+	data, err := e.Format()
 	if err != nil {
 		return "", nil, err
 	}
 	name := record.EntryName{Token: token, Seq: seq, Counter: bls.Counter{Present: tries > 0, Left: tries}}
 	return name.String(), data, nil
+}
+
+// checkOptions makes sure that the kernel command line selects the deployment and
+// nothing else. A quote that is not closed, for example, would hide the parameter.
+func checkOptions(d record.Deployment) error {
+	images, err := bls.ParseKargs(d.Options)
+	if err == nil && (len(images) != 1 || images[0].Digest.Hex() != d.ID) {
+		err = fmt.Errorf("it selects %d images, want only %s", len(images), short(d.ID))
+	}
+	if err != nil {
+		return &RefusedError{Code: CodeKarg, Detail: fmt.Sprintf("kernel command line %q of deployment %s", d.Options, short(d.ID)), Err: err}
+	}
+	return nil
 }
 
 // nextOptions is the kernel command line for another boot image: what the

@@ -329,6 +329,9 @@ func checkKargs(kargs []string) error {
 		if strings.ContainsAny(k, "\r\n\x00") || strings.TrimSpace(k) == "" {
 			return refuse(CodeKarg, "kernel argument %q is empty or has a line break", k)
 		}
+		if strings.Count(k, `"`)%2 != 0 {
+			return refuse(CodeKarg, "kernel argument %q has a quote that is not closed", k)
+		}
 		for _, token := range bls.ParseCmdline(k) {
 			if key, _, _ := bls.SplitToken(token); key == "composefs" || key == "composefs.digest" {
 				return refuse(CodeKarg, "kernel argument %q: the image decides it", token)

@@ -597,6 +597,8 @@ func TestInstallRefusals(t *testing.T) {
 	}
 	check("composefs karg", deploy.CodeKarg, func(_ *world, o *deploy.InstallOptions) { o.Kargs = []string{"quiet composefs.digest=x"} })
 	check("line break in a karg", deploy.CodeKarg, func(_ *world, o *deploy.InstallOptions) { o.Kargs = []string{"a\nb"} })
+	check("open quote in a karg", deploy.CodeKarg, func(_ *world, o *deploy.InstallOptions) { o.Kargs = []string{`a="b`} })
+	check("open quote in the UUID", deploy.CodeKarg, func(_ *world, o *deploy.InstallOptions) { o.RootUUID = `x"` })
 	check("not empty", deploy.CodeTarget, func(w *world, _ *deploy.InstallOptions) { w.touch("home") })
 	check("a repository of somebody", deploy.CodeTarget, func(w *world, _ *deploy.InstallOptions) { w.touch("composefs") })
 	check("no ESP", deploy.CodeNoESP, func(_ *world, o *deploy.InstallOptions) { o.ESP = nil })

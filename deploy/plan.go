@@ -140,7 +140,7 @@ func refuseFailed(s record.State, id string, retry bool) error {
 type rollbackPlan struct {
 	Target  record.ArmedEntry // latest entry of the deployment to go to
 	Tries   uint              // 0: it is known to be good
-	Drop    string            // the staged deployment, given up before; or ""
+	Drop    string            // the staged deployment, given up after it; or ""
 	Default bool              // Target is the default already: no new entry
 }
 
@@ -232,6 +232,16 @@ func retirable(f Facts, keep string) []string {
 		}
 	}
 	return append(failed, old...)
+}
+
+// maxEntries is how many boot entries the machine keeps before old deployments
+// go without need: far below what a record of the journal takes.
+const maxEntries = 128
+
+// crowding lists the deployments that go because there are too many entries.
+func crowding(f Facts, keep string) []string {
+	ids := retirable(f, keep)
+	return ids[:min(len(ids), max(0, len(f.State.Entries)-maxEntries))]
 }
 
 // stalePayloads lists the payloads on the boot partition that no entry of

@@ -314,6 +314,23 @@ func TestRetirableKeepsTheLastGood(t *testing.T) {
 	}
 }
 
+// TestCrowding: a machine that gets every release with the same kernel is never
+// short of space on the boot partition, but the journal has an end.
+func TestCrowding(t *testing.T) {
+	s := history(t, join(installed(idA), []record.Event{blessed(1)}, armed(idB, 2), []record.Event{blessed(2)}, armed(idC, 3), []record.Event{blessed(3)})...)
+	if got := crowding(Facts{Booted: booted(idC), State: s}, ""); len(got) > 0 {
+		t.Errorf("three entries: %v", got)
+	}
+	for len(s.Entries) < maxEntries+2 { // many more of the running one
+		e := s.Entries[len(s.Entries)-1]
+		e.Seq++
+		s.Entries = append(s.Entries, e)
+	}
+	if got := crowding(Facts{Booted: booted(idC), State: s}, ""); !slices.Equal(got, []string{idA}) {
+		t.Errorf("got %v, want the oldest", got)
+	}
+}
+
 func TestStalePayloads(t *testing.T) {
 	s := history(t, join(installed(idA), staged(idB))...)
 	all := []string{bootA, bootB, bootC}

@@ -48,12 +48,6 @@ func (m *machine) rollback(ctx context.Context, id string) (_ *Change, err error
 	if err != nil {
 		return nil, fmt.Errorf("roll back to deployment %s: %w", short(target.Deployment), err)
 	}
-	// First: at shutdown a staged one would get a higher number.
-	if plan.Drop != "" {
-		if err := m.add(record.Event{Kind: record.EventDropped, Deployment: plan.Drop}); err != nil {
-			return nil, err
-		}
-	}
 	tx := newTransaction()
 	if err := m.add(record.Event{Kind: record.EventBegin, Transaction: tx, Op: record.OpRollback, Reference: d.Reference}); err != nil {
 		return nil, err
@@ -72,6 +66,13 @@ func (m *machine) rollback(ctx context.Context, id string) (_ *Change, err error
 	}
 	if err := m.add(record.Event{Kind: record.EventArmed, Deployment: d.ID, Entry: seq, Tries: plan.Tries}); err != nil {
 		return nil, err
+	}
+	// Last, so that a rollback that fails gives nothing up. Between the two, the
+	// staged one has a lower number and would not become the default.
+	if plan.Drop != "" {
+		if err := m.add(record.Event{Kind: record.EventDropped, Deployment: plan.Drop}); err != nil {
+			return nil, err
+		}
 	}
 	if err := m.look(); err != nil {
 		return nil, err

@@ -32,6 +32,9 @@ type fillEtc func(ctx context.Context, dir *durable.Dir, name string) error
 // makeState makes the state of a deployment at name, whole and durable. A
 // leftover of the same name is replaced.
 func (m *machine) makeState(ctx context.Context, name string, d record.Deployment, etc fillEtc) error {
+	if err := checkOptions(d); err != nil {
+		return err
+	}
 	parentName, base := splitName(name)
 	parent, err := m.top.MkdirAll(parentName, stateDirPerm)
 	if err != nil {

@@ -272,6 +272,41 @@ func TestJournalRefusesWrongOrder(t *testing.T) {
 }
 
 // TestJournalApplyCopies: states that were handed out do not change later.
+// TestJournalIsFull: an operation is refused before it begins, not after it has
+// made its entry.
+func TestJournalIsFull(t *testing.T) {
+	s := disk{}.play(t,
+		record.Event{Kind: record.EventInit, Token: "tok"},
+		record.Event{Kind: record.EventBegin, Transaction: "t0", Op: record.OpInstall},
+		record.Event{Kind: record.EventTarget, Transaction: "t0", Deployment: id1, BootDigest: bd1},
+		record.Event{Kind: record.EventArmed, Deployment: id1, Entry: 1},
+	)
+	apply := func(e record.Event) (err error) {
+		next, err := s.Apply(e, start)
+		if err == nil {
+			s = next
+		}
+		return err
+	}
+	for n := 1; ; n++ {
+		if err := apply(record.Event{Kind: record.EventBegin, Transaction: "r", Op: record.OpRollback}); err != nil {
+			var te *record.TransitionError
+			if !errors.As(err, &te) || n < 200 {
+				t.Fatalf("rollback %d: %v", n, err)
+			}
+			return
+		}
+		for _, e := range []record.Event{
+			{Kind: record.EventTarget, Transaction: "r", Deployment: id1, BootDigest: bd1},
+			{Kind: record.EventArmed, Deployment: id1, Entry: s.NextEntry},
+		} {
+			if err := apply(e); err != nil {
+				t.Fatalf("rollback %d: %v", n, err)
+			}
+		}
+	}
+}
+
 func TestJournalApplyCopies(t *testing.T) {
 	d := disk{}
 	d.play(t, slices.Concat(install, bless1, upgrade)...)

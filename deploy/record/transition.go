@@ -41,6 +41,9 @@ func (s *State) applyBegin(e Event, now time.Time) error {
 	if s.Transaction != nil {
 		return refuse(e, "transaction %s (%s) is unfinished", s.Transaction.ID, s.Transaction.Op)
 	}
+	if n := len(s.Entries); n >= maxListed-1 { // one for what is staged, one for this
+		return refuse(e, "the journal has %d boot entries, want less than %d", n, maxListed-1)
+	}
 	s.Transaction = &Transaction{ID: e.Transaction, Op: e.Op, Reference: e.Reference, Started: now}
 	return nil
 }
@@ -83,10 +86,10 @@ func (s *State) applyPrepared(e Event, now time.Time) error {
 // applyRenumber needs Deployment.
 func (s *State) applyRenumber(e Event, _ time.Time) error {
 	switch {
-	case s.Staged != nil && s.Staged.Deployment == e.Deployment && e.Deployment != "":
-		s.Staged.Entry = s.NextEntry
 	case s.Transaction != nil && s.Transaction.Deployment == e.Deployment && e.Deployment != "":
 		s.Transaction.Entry = s.NextEntry
+	case s.Staged != nil && s.Staged.Deployment == e.Deployment && e.Deployment != "":
+		s.Staged.Entry = s.NextEntry
 	default:
 		return refuse(e, "deployment %q is neither staged nor being made", e.Deployment)
 	}
