@@ -27,10 +27,6 @@ type Entry struct {
 	Err   error            // why the content cannot be read; the entry is still there
 }
 
-// Blessed tells whether the entry of a deployment has no counter: it was made
-// without one or a good boot removed it.
-func (e Entry) Blessed() bool { return e.Ours && e.Err == nil && !e.Name.Counter.Present }
-
 // ImageID returns the digest in hex of the first composefs token of the entry's
 // options, or "".
 func (e Entry) ImageID() string {
@@ -118,22 +114,4 @@ func menuItem(e Entry) (bls.MenuItem, bool) {
 		return bls.MenuItem{}, false // the loader does not show it
 	}
 	return bls.MenuItemOf(e.File, e.Entry)
-}
-
-// LinuxLast moves the key that says what to start to the end of an entry. A file
-// system with clusters of 512 bytes stores an entry in more than one, and even
-// in one a power cut may lose the later sectors: then the loader finds nothing
-// to start and ignores the file, instead of starting a kernel with half of a
-// command line.
-func LinuxLast(e bls.Entry) bls.Entry {
-	var head, tail []bls.Field
-	for _, f := range e.Fields {
-		switch f.Key {
-		case "linux", "uki", "efi":
-			tail = append(tail, f)
-		default:
-			head = append(head, f)
-		}
-	}
-	return bls.Entry{Fields: append(head, tail...)}
 }

@@ -177,27 +177,6 @@ func (e *ESP) NeedForFiles(files []Sum, cluster int64) int64 {
 	})
 }
 
-// Check compares what the medium holds of a payload with its sums. The first
-// difference is a *VerifyError.
-func (e *ESP) Check(ctx context.Context, digest string, files []Sum) error {
-	for _, f := range files {
-		if err := e.checkFile(ctx, digest, f); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// CheckSizes compares sizes only, which takes no reading.
-func (e *ESP) CheckSizes(digest string, files []Sum) error {
-	for _, f := range files {
-		if err := e.checkSize(Path(digest, f.Name), f); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 func (e *ESP) checkSize(name string, want Sum) error {
 	st, err := e.dir.Lstat(name)
 	switch {
@@ -418,7 +397,7 @@ const MaxEntry = 4096
 // name must never have been used; one that exists is fs.ErrExist. On success it
 // is durable and was read back from the medium; on an error it is removed again,
 // unless that fails too. A power cut meanwhile may leave less of it, so what makes
-// the loader show the entry has to stand at its end (LinuxLast).
+// the loader show the entry has to stand at its end, as record.NewEntry does it.
 func (e *ESP) WriteEntry(name string, content []byte) error {
 	if len(content) > MaxEntry {
 		return fmt.Errorf("write boot entry %q: %d bytes, want at most %d", name, len(content), MaxEntry)

@@ -1,11 +1,8 @@
 package record
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"fmt"
-	"io"
 	"time"
 )
 
@@ -105,15 +102,4 @@ func (d Deployment) check() error {
 		return fail("reference", "%v", err)
 	}
 	return nil
-}
-
-// BootDigest hashes what the loader starts: the bytes of the kernel, then those
-// of the initrd, as lower-case hex sha256. It names the payload's directory, so
-// that equal pairs share one. Errors are those of the readers.
-func BootDigest(kernel, initrd io.Reader) (string, error) {
-	h := sha256.New()
-	if _, err := io.Copy(h, io.MultiReader(kernel, initrd)); err != nil {
-		return "", err
-	}
-	return hex.EncodeToString(h.Sum(nil)), nil
 }

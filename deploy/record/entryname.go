@@ -60,15 +60,7 @@ func ParseEntryName(name string) (n EntryName, ok bool) {
 // String is the file name. It is only meaningful for a valid token and
 // sequence number.
 func (n EntryName) String() string {
-	return n.stem() + n.Counter.String() + entrySuffix
-}
-
-// ID is the file name without counter: what the loader calls the entry's id,
-// and what stays the same while it is tried.
-func (n EntryName) ID() string { return n.stem() + entrySuffix }
-
-func (n EntryName) stem() string {
-	return fmt.Sprintf("%s%s-%0*d", entryPrefix, n.Token, seqDigits, n.Seq)
+	return fmt.Sprintf("%s%s-%0*d%s%s", entryPrefix, n.Token, seqDigits, n.Seq, n.Counter, entrySuffix)
 }
 
 // ValidToken tells whether s may stand in entry names.

@@ -15,7 +15,7 @@ type Origin struct {
 	Image          ImageReference
 	Signed         bool   // a signature was required when the image was taken; bootc always says no
 	BootType       string // "bls" or "uki"
-	BootDigest     string // hex sha256, see BootDigest
+	BootDigest     string // hex sha256 over kernel and initrd
 	ManifestDigest string // "sha256:…" of the platform manifest, "" in old files
 }
 

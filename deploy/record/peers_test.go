@@ -1,6 +1,7 @@
 package record_test
 
 import (
+	"bytes"
 	"strings"
 	"testing"
 
@@ -40,5 +41,22 @@ func TestP13TitleAndVersion(t *testing.T) {
 	}
 	if a.Get("sort-key") != b.Get("sort-key") || bls.CompareVersions(a.Get("version"), b.Get("version")) >= 0 {
 		t.Errorf("order: %q, %q before %q, %q", a.Get("sort-key"), a.Get("version"), b.Get("sort-key"), b.Get("version"))
+	}
+}
+
+// TestTornEntryStartsNothing: any beginning of an entry is ignored by the loader.
+func TestTornEntryStartsNothing(t *testing.T) {
+	data, err := peersEntry(t, 1, "Debian", "13").Format()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n := range bytes.LastIndex(data, []byte("linux ")) + len("linux ") {
+		torn, err := bls.ParseEntry(data[:n])
+		if err != nil {
+			continue
+		}
+		if _, _, err := torn.Kind(); err == nil {
+			t.Fatalf("the first %d bytes start something: %q", n, data[:n])
+		}
 	}
 }
