@@ -14,6 +14,131 @@ import (
 
 var sha = "sha256:" + strings.Repeat("0f", 32)
 
+func TestOrigin(t *testing.T) {
+	o := record.Origin{
+		Image:    record.ImageReference{Transport: "registry", Image: "registry.example/os:1"},
+		BootType: "bls", BootDigest: bd1, ManifestDigest: sha,
+	}
+	data, err := o.Format()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := "[origin]\ncontainer-image-reference=ostree-unverified-image:docker://registry.example/os:1\n\n" +
+		"[boot]\nboot_type=bls\ndigest=" + bd1 + "\n\n[image]\nmanifest_digest=" + sha + "\n"
+	if diff := cmp.Diff(want, string(data)); diff != "" {
+		t.Errorf("mismatch (-want +got):\n%s", diff)
+	}
+	for _, o := range []record.Origin{
+		{Image: record.ImageReference{Transport: "oci", Image: "/dir:tag"}, BootType: "uki", BootDigest: bd1},
+		{Image: record.ImageReference{Transport: "registry", Image: "a"}, Signed: true, BootType: "bls", BootDigest: bd1},
+	} {
+		data, err := o.Format()
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := record.ParseOrigin(data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got != o {
+			t.Errorf("got %+v, want %+v", got, o)
+		}
+	}
+}
+
+// TestParseOriginOfOthers reads what other tools write.
+func TestParseOriginOfOthers(t *testing.T) {
+	for name, tc := range map[string]struct {
+		text string
+		want record.Origin
+	}{
+		"blanks and foreign keys": {
+			"# comment\n; comment\n[origin]\r\ncontainer-image-reference = ostree-unverified-image:docker://q.io/x\nrefspec=y\n[libostree-transient]\npinned=true\n[boot]\nboot_type = uki\ndigest = " + bd1 + "\n",
+			record.Origin{Image: record.ImageReference{Transport: "registry", Image: "q.io/x"}, BootType: "uki", BootDigest: bd1},
+		},
+		"short registry": {
+			"[origin]\ncontainer-image-reference=ostree-unverified-registry:q.io/x:y\n",
+			record.Origin{Image: record.ImageReference{Transport: "registry", Image: "q.io/x:y"}},
+		},
+		"remote": {
+			"[origin]\ncontainer-image-reference=ostree-remote-image:fedora:docker://q.io/x\n",
+			record.Origin{Image: record.ImageReference{Transport: "registry", Image: "q.io/x"}, Signed: true},
+		},
+		"remote registry": {
+			"[origin]\ncontainer-image-reference=ostree-remote-registry:fedora:q.io/x\n",
+			record.Origin{Image: record.ImageReference{Transport: "registry", Image: "q.io/x"}, Signed: true},
+		},
+	} {
+		got, err := record.ParseOrigin([]byte(tc.text))
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		if diff := cmp.Diff(tc.want, got); diff != "" {
+			t.Errorf("%s: mismatch (-want +got):\n%s", name, diff)
+		}
+	}
+}
+
+func TestParseOriginRejects(t *testing.T) {
+	const ref = "[origin]\ncontainer-image-reference=ostree-unverified-image:docker://x\n"
+	for _, tc := range []struct{ name, field, text string }{
+		{"empty", "origin/container-image-reference", ""},
+		{"no prefix", "origin/container-image-reference", "[origin]\ncontainer-image-reference=docker://x\n"},
+		{"no name", "origin/container-image-reference", "[origin]\ncontainer-image-reference=ostree-unverified-image:docker://\n"},
+		{"white space", "origin/container-image-reference", "[origin]\ncontainer-image-reference=ostree-unverified-image:docker://a b\n"},
+		{"boot type", "boot/boot_type", ref + "[boot]\nboot_type=grub\ndigest=" + bd1},
+		{"boot section without keys", "boot/boot_type", ref + "[boot]\n"},
+		{"boot digest", "boot/digest", ref + "[boot]\nboot_type=bls\ndigest=xyz"},
+		{"manifest digest", "image/manifest_digest", ref + "[image]\nmanifest_digest=sha256:00"},
+		{"key outside of a section", "", "a=b\n"},
+		{"no key", "", "[origin]\nx\n"},
+		{"no section", "", "[origin\n"},
+		{"no utf-8", "", "[origin]\nx=\xff\n"},
+		{"too large", "", ref + strings.Repeat("#\n", 40000)},
+	} {
+		_, err := record.ParseOrigin([]byte(tc.text))
+		var fe *record.FormatError
+		if !errors.As(err, &fe) || fe.Field != tc.field {
+			t.Errorf("%s: got %v, want a *FormatError of %q", tc.name, err, tc.field)
+		}
+	}
+	for name, o := range map[string]record.Origin{
+		"line break": {Image: record.ImageReference{Transport: "registry", Image: "x\n[boot]"}, BootType: "bls", BootDigest: bd1},
+		"no digest":  {Image: record.ImageReference{Transport: "registry", Image: "x"}, BootType: "bls"},
+	} {
+		if _, err := o.Format(); err == nil {
+			t.Errorf("%s: was written", name)
+		}
+	}
+}
+
+func TestImageReference(t *testing.T) {
+	for s, want := range map[string][3]string{
+		"docker://a/b:c":      {"registry", "a/b:c", "docker://a/b:c"},
+		"a/b:c":               {"registry", "a/b:c", "docker://a/b:c"},
+		"localhost:5000/os":   {"registry", "localhost:5000/os", "docker://localhost:5000/os"},
+		"registry:a/b":        {"registry", "a/b", "docker://a/b"},
+		"oci:/dir:tag":        {"oci", "/dir:tag", "oci:/dir:tag"},
+		"oci-archive:/x.tar":  {"oci-archive", "/x.tar", "oci-archive:/x.tar"},
+		"docker://a/b@" + sha: {"registry", "a/b@" + sha, "docker://a/b@" + sha},
+	} {
+		r, err := record.ParseImageReference(s)
+		if err != nil {
+			t.Errorf("%s: %v", s, err)
+			continue
+		}
+		if got := [3]string{r.Transport, r.Image, r.String()}; got != want {
+			t.Errorf("%s: got %q, want %q", s, got, want)
+		}
+	}
+	for _, s := range []string{"", "docker://", "oci:", "a b", "a\n"} {
+		if _, err := record.ParseImageReference(s); err == nil {
+			t.Errorf("%q was accepted", s)
+		}
+	}
+}
+
 func sampleDeployment() record.Deployment {
 	return record.Deployment{
 		ID: id1, PlainID: id2, Reference: "docker://r/os:1", ManifestDigest: sha, IndexDigest: sha, ConfigDigest: sha,
