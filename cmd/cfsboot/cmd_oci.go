@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"strconv"
 
 	"github.com/opencontainers/go-digest"
@@ -207,8 +206,7 @@ func newMountCommand(e *env) *cobra.Command {
 					return err
 				}
 				defer objects.Close()
-				f := os.NewFile(uintptr(objects.Fd()), "objects")
-				if err := mnt.Composefs(image, f, args[1], mnt.ComposefsOptions{Source: "composefs:" + id.Hex(), Verity: r.Secure()}); err != nil {
+				if err := mnt.Composefs(image, objects.File(), args[1], mnt.ComposefsOptions{Source: "composefs:" + id.Hex(), Verity: r.Secure()}); err != nil {
 					return err
 				}
 				return e.render(mountResult{"cfsboot.oci-mount/1", args[0], id.Hex(), args[1], r.Secure()})

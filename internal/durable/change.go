@@ -92,14 +92,6 @@ func (d *Dir) Rename(name string, newDir *Dir, newName string) error {
 	return d.two(OpRename, name, newDir, newName, unix.Renameat)
 }
 
-// RenameNoReplace moves name to newName below newDir; if that exists the error
-// is fs.ErrExist. File systems without that operation answer EINVAL.
-func (d *Dir) RenameNoReplace(name string, newDir *Dir, newName string) error {
-	return d.two(OpRename, name, newDir, newName, func(fd int, base string, nfd int, nbase string) error {
-		return unix.Renameat2(fd, base, nfd, nbase, unix.RENAME_NOREPLACE)
-	})
-}
-
 // Exchange swaps two existing entries atomically.
 func (d *Dir) Exchange(name string, newDir *Dir, newName string) error {
 	return d.two(OpExchange, name, newDir, newName, func(fd int, base string, nfd int, nbase string) error {

@@ -61,6 +61,10 @@ func (d *Dir) Path() string { return d.path }
 // Fd returns the descriptor, which stays owned by d.
 func (d *Dir) Fd() int { return d.fd }
 
+// File returns the open directory as a file, which stays owned by d: do not close
+// it. A second os.File on Fd would close the descriptor when it is collected.
+func (d *Dir) File() *os.File { return d.file }
+
 // Sub opens the directory name below d.
 func (d *Dir) Sub(name string) (*Dir, error) {
 	fd, err := d.openat2(name, unix.O_RDONLY|unix.O_DIRECTORY, beneath)
@@ -74,19 +78,6 @@ func (d *Dir) Sub(name string) (*Dir, error) {
 // does not block on a FIFO and does not become a controlling terminal.
 func (d *Dir) Open(name string) (*os.File, error) {
 	fd, err := d.openat2(name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_NOCTTY, beneath)
-	if err != nil {
-		return nil, d.wrap("open", name, err)
-	}
-	if err := unix.SetNonblock(fd, false); err != nil {
-		return nil, errors.Join(d.wrap("open", name, err), unix.Close(fd))
-	}
-	return os.NewFile(uintptr(fd), path.Join(d.path, name)), nil
-}
-
-// OpenInRoot opens the file name for reading and resolves symbolic links as if
-// d were the root directory (RESOLVE_IN_ROOT), as a process of an image would.
-func (d *Dir) OpenInRoot(name string) (*os.File, error) {
-	fd, err := d.openat2Raw(name, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, unix.RESOLVE_IN_ROOT|unix.RESOLVE_NO_MAGICLINKS)
 	if err != nil {
 		return nil, d.wrap("open", name, err)
 	}

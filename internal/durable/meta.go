@@ -52,13 +52,6 @@ func (d *Dir) Setxattr(name, attr string, value []byte) error {
 	})
 }
 
-// Removexattr removes one extended attribute of name itself.
-func (d *Dir) Removexattr(name, attr string) error {
-	return d.meta("remove "+attr, name, func(fd int, base string) error {
-		return unix.Lremovexattr(fmt.Sprintf("/proc/self/fd/%d/%s", fd, base), attr)
-	})
-}
-
 // Xattrs returns all extended attributes of name itself that this process may
 // read; "." is the directory; nil if the file system has none.
 func (d *Dir) Xattrs(name string) (map[string]string, error) {

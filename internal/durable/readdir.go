@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"cmp"
 	"encoding/binary"
-	"io/fs"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -98,32 +97,4 @@ func appendEntries(list []Entry, buf []byte) []Entry {
 		buf = buf[size:]
 	}
 	return list
-}
-
-// FileMode converts the type and permission bits of a system mode.
-func FileMode(mode uint32) fs.FileMode {
-	m := fs.FileMode(mode & 0o777)
-	for _, b := range []struct {
-		bit uint32
-		m   fs.FileMode
-	}{{unix.S_ISUID, fs.ModeSetuid}, {unix.S_ISGID, fs.ModeSetgid}, {unix.S_ISVTX, fs.ModeSticky}} {
-		if mode&b.bit != 0 {
-			m |= b.m
-		}
-	}
-	switch mode & unix.S_IFMT {
-	case unix.S_IFDIR:
-		m |= fs.ModeDir
-	case unix.S_IFLNK:
-		m |= fs.ModeSymlink
-	case unix.S_IFCHR:
-		m |= fs.ModeDevice | fs.ModeCharDevice
-	case unix.S_IFBLK:
-		m |= fs.ModeDevice
-	case unix.S_IFIFO:
-		m |= fs.ModeNamedPipe
-	case unix.S_IFSOCK:
-		m |= fs.ModeSocket
-	}
-	return m
 }
