@@ -1,9 +1,6 @@
 package bls
 
-import (
-	"slices"
-	"strings"
-)
+import "strings"
 
 // Cmdline is a kernel command line split into its tokens. Each token is kept
 // verbatim, quotes included, so that String gives back what was parsed but for
@@ -83,34 +80,10 @@ func (c Cmdline) Has(key string) bool {
 	return ok
 }
 
-// Set returns a copy in which arg takes the place of the first token with the
-// same key, or stands at the end if there is none. Keys are compared as a
-// whole: "ro" never replaces "root=x" and "rw" never replaces "rwfoo" (the
-// peers' defect P6). Further tokens with that key stay: "console=" may repeat.
-func (c Cmdline) Set(arg string) Cmdline {
-	out := slices.Clone(c)
-	key, _, _ := SplitToken(arg)
-	for i, token := range out {
-		if k, _, _ := SplitToken(token); k == key {
-			out[i] = arg
-			return out
-		}
-	}
-	return append(out, arg)
-}
-
-// Remove returns a copy without any token that has exactly this key.
-func (c Cmdline) Remove(key string) Cmdline {
-	return slices.DeleteFunc(slices.Clone(c), func(token string) bool {
-		k, _, _ := SplitToken(token)
-		return k == key
-	})
-}
-
-// SetComposefs returns a copy in which karg, a token made by FormatKarg or
-// KargImage.String, is the only composefs token. It takes the place of the
-// first one, so that the order of the other tokens is kept; without one it is
-// appended.
+// SetComposefs returns a copy in which karg, a token made by
+// KargImage.String, is the only composefs token. It takes the place of the first
+// one, so that the order of the other tokens is kept; without one it is appended.
+// Keys are compared as a whole, "composefsx=" stays (the peers' defect P6).
 func (c Cmdline) SetComposefs(karg string) Cmdline {
 	out := make(Cmdline, 0, len(c)+1)
 	placed := false

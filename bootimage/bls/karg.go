@@ -36,12 +36,6 @@ func (k KargImage) String() string {
 	return fmt.Sprintf("%s=%sv1-%s-12:%s", kargNew, mark, k.Digest.Algorithm().Name(), k.Digest.Hex())
 }
 
-// FormatKarg gives the secure token that selects image d. v is the format of
-// the image: 0 and 1 give "composefs.digest=v1-…", 2 gives "composefs=…".
-func FormatKarg(d fsverity.Digest, v int) string {
-	return KargImage{Digest: d, Version: v}.String()
-}
-
 // KargError reports a composefs token that no conforming writer produces, or a
 // set of tokens that a sealed initramfs refuses.
 type KargError struct {
@@ -69,35 +63,6 @@ func ParseKargs(cmdline string) ([]KargImage, error) {
 		}
 	}
 	return out, nil
-}
-
-// FindKarg is the check of a UKI's command line at deploy time: the first
-// "composefs.digest=" with algorithm a, else the first "composefs=", which must
-// then have that algorithm too. ok is false if there is neither. Malformed
-// tokens met on the way are an error.
-func FindKarg(cmdline string, a fsverity.Algorithm) (k KargImage, ok bool, err error) {
-	tokens := ParseCmdline(cmdline)
-	for _, name := range []string{kargNew, kargOld} {
-		for _, token := range tokens {
-			if key, _, _ := SplitToken(token); key != name {
-				continue
-			}
-			k, ok, err := parseKarg(token)
-			if err != nil {
-				return KargImage{}, false, err
-			}
-			if !ok {
-				continue
-			}
-			if k.Digest.Algorithm() == a {
-				return k, true, nil
-			}
-			if name == kargOld {
-				return KargImage{}, false, &KargError{token, fmt.Sprintf("a %s digest, want %s", k.Digest.Algorithm().Name(), a.Name())}
-			}
-		}
-	}
-	return KargImage{}, false, nil
 }
 
 // CheckSealed applies what a sealed initramfs adds to ParseKargs: no '?', and

@@ -102,48 +102,18 @@ func TestParseKargs(t *testing.T) {
 	}
 }
 
-func TestFormatKarg(t *testing.T) {
+func TestKargString(t *testing.T) {
 	a, b := digest(t, hexA), digest(t, hexB)
 	for want, got := range map[string]string{
-		"composefs.digest=v1-sha256-12:" + hexA:  bls.FormatKarg(a, 0),
-		"composefs.digest=v1-sha512-12:" + hexB:  bls.FormatKarg(b, 1),
-		"composefs=" + hexB:                      bls.FormatKarg(b, 2),
+		"composefs.digest=v1-sha256-12:" + hexA:  bls.KargImage{Digest: a}.String(),
+		"composefs.digest=v1-sha512-12:" + hexB:  bls.KargImage{Digest: b, Version: 1}.String(),
+		"composefs=" + hexB:                      bls.KargImage{Digest: b, Version: 2}.String(),
 		"composefs=?" + hexA:                     bls.KargImage{Digest: a, Insecure: true, Version: 2}.String(),
 		"composefs.digest=?v1-sha256-12:" + hexA: bls.KargImage{Digest: a, Insecure: true, Version: 1}.String(),
 	} {
 		if got != want {
 			t.Errorf("got %s, want %s", got, want)
 		}
-	}
-}
-
-func TestFindKarg(t *testing.T) {
-	for _, tc := range []struct {
-		name, line string
-		algorithm  fsverity.Algorithm
-		want       string // hex, "" none
-		fails      bool
-	}{
-		{name: "none", line: "quiet", algorithm: fsverity.SHA512},
-		{name: "new before old", line: "composefs=" + hexB + " composefs.digest=v1-sha256-12:" + hexA, algorithm: fsverity.SHA256, want: hexA},
-		{name: "other algorithm skipped", line: "composefs.digest=v1-sha256-12:" + hexA + " composefs.digest=v1-sha512-12:" + hexB, algorithm: fsverity.SHA512, want: hexB},
-		{name: "old as second choice", line: "composefs.digest=v1-sha256-12:" + hexA + " composefs=" + hexB, algorithm: fsverity.SHA512, want: hexB},
-		{name: "first old one decides", line: "composefs=" + hexA + " composefs=" + hexB, algorithm: fsverity.SHA512, fails: true},
-		{name: "malformed", line: "composefs.digest=v9-sha512-12:" + hexB + " composefs=" + hexB, algorithm: fsverity.SHA512, fails: true},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			k, ok, err := bls.FindKarg(tc.line, tc.algorithm)
-			if (err != nil) != tc.fails {
-				t.Fatalf("error %v, want one: %v", err, tc.fails)
-			}
-			got := ""
-			if ok {
-				got = k.Digest.Hex()
-			}
-			if got != tc.want {
-				t.Errorf("got %q, want %q", got, tc.want)
-			}
-		})
 	}
 }
 

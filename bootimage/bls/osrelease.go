@@ -58,16 +58,6 @@ func (r OSRelease) Version() string {
 	return r.Get("IMAGE_VERSION", "VERSION_ID", "BUILD_ID", "VERSION")
 }
 
-// Label is composefs-rs' boot label: the title, then a blank and the first of
-// VERSION_ID, VERSION when there is one.
-func (r OSRelease) Label() string {
-	title := r.Title()
-	if version := r.Get("VERSION_ID", "VERSION"); version != "" {
-		return strings.TrimSpace(title + " " + version)
-	}
-	return title
-}
-
 // unquoteShell undoes the quoting of os-release: double quotes with a backslash
 // escaping any next character, single quotes literal, adjacent parts
 // concatenated, a backslash outside of quotes literal.

@@ -11,10 +11,8 @@ package efivar
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -30,9 +28,7 @@ const LoaderVendor = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
 // The Loader* variables that cfsboot reads.
 const (
 	LoaderInfo           = "LoaderInfo"           // name and version of the loader
-	LoaderEntrySelected  = "LoaderEntrySelected"  // id of the entry that was started
 	LoaderDevicePartUUID = "LoaderDevicePartUUID" // partition UUID of the ESP
-	LoaderBootCountPath  = "LoaderBootCountPath"  // path of the counted entry, with backslashes
 )
 
 // maxSize bounds a variable, in bytes. Loader* variables are short.
@@ -72,16 +68,6 @@ func (d Dir) Loader(name string) (string, error) {
 		return "", fmt.Errorf("read EFI variable %s: %w", name, err)
 	}
 	return ParseText(name, data)
-}
-
-// Exists tells whether the firmware's variables can be read at all.
-func (d Dir) Exists() bool {
-	root := d.Root
-	if root == "" {
-		root = Path
-	}
-	_, err := os.Stat(root)
-	return !errors.Is(err, fs.ErrNotExist)
 }
 
 // ParseText decodes the content of a variable file: attributes, then UTF-16LE

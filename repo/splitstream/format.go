@@ -31,18 +31,6 @@ const (
 	magicOffsetOld = 18
 )
 
-// SniffLen is how many bytes of a file IsSplitstream needs.
-const SniffLen = magicOffsetOld + len(magic)
-
-// IsSplitstream says whether a file that starts with these bytes claims to be a
-// splitstream, with either header.
-func IsSplitstream(start []byte) bool {
-	if len(start) < SniffLen {
-		return false
-	}
-	return string(start[:len(magic)]) == magic || string(start[magicOffsetOld:SniffLen]) == magic
-}
-
 // ContentType says what the stream is. It is usually 8 ASCII characters, the
 // first in the lowest byte.
 type ContentType uint64

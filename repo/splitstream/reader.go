@@ -103,7 +103,7 @@ func readHeader(src io.ReaderAt, size int64, a fsverity.Algorithm) (span, error)
 	// Offsets of version, algorithm, block size and info in the two layouts.
 	version, algorithm, bits, info := 11, 14, 15, 16
 	if string(b[:len(magic)]) != magic {
-		if string(b[magicOffsetOld:SniffLen]) != magic {
+		if string(b[magicOffsetOld:magicOffsetOld+len(magic)]) != magic {
 			return span{}, formatError(0, "header.magic", "got %q, want %q here or at byte %d", b[:len(magic)], magic, magicOffsetOld)
 		}
 		version, algorithm, bits, info = 29, 30, 31, 0

@@ -247,14 +247,6 @@ func TestOldHeader(t *testing.T) {
 	if _, inline := chunks(t, read(t, old, fsverity.SHA256)); string(inline) != "hello" {
 		t.Errorf("got %q, want \"hello\"", inline)
 	}
-	for name, c := range map[string]struct {
-		b    []byte
-		want bool
-	}{"new": {b, true}, "old": {old, true}, "short": {b[:28], false}, "other": {make([]byte, 64), false}} {
-		if got := splitstream.IsSplitstream(c.b); got != c.want {
-			t.Errorf("IsSplitstream of %s: got %v, want %v", name, got, c.want)
-		}
-	}
 	w := splitstream.NewWriter(fsverity.SHA256, splitstream.WriterOptions{})
 	write(t, w, []byte("hello"))
 	if got := finish(t, w); bytes.Equal(got[:32], old[:32]) || !bytes.Equal(got[:32], b[:32]) {

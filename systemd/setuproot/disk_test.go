@@ -271,7 +271,7 @@ func (m *machine) options(kargs string) setuproot.Options {
 	}
 }
 
-func karg(d fsverity.Digest) string { return bls.FormatKarg(d, 1) }
+func karg(d fsverity.Digest) string { return bls.KargImage{Digest: d, Version: 1}.String() }
 
 // mounts lists what is mounted at or below the machine's directories: mount point below the temporary directory and
 // source.
