@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"os"
 	"path"
 
@@ -83,17 +84,37 @@ func CopyEtc(ctx context.Context, parent *durable.Dir, name string, root *tree.N
 	return w.tree(ctx, parent, name, root)
 }
 
-// Footprint is what a tree takes on a file system with blocks of blockSize
-// bytes: contents and directories, rounded up, and inodes.
-func Footprint(root *tree.Node, blockSize int64) (size, inodes int64) {
+// room returns a *durable.SpaceError if the file system of parent has no room for
+// the tree: seen before the first byte, not after the last.
+func room(parent *durable.Dir, name string, root *tree.Node) error {
+	have, err := parent.Space()
+	if err != nil {
+		return err
+	}
+	size, inodes := footprint(root, have.BlockSize)
+	full := &durable.SpaceError{Where: path.Join(parent.Path(), name), Need: size, Have: have.Bytes, Err: unix.ENOSPC}
+	switch {
+	case size > have.Bytes:
+		return full
+	case have.Inodes >= 0 && inodes > have.Inodes:
+		return fmt.Errorf("need %d inodes, have %d: %w", inodes, have.Inodes, full)
+	}
+	return nil
+}
+
+// footprint is what a tree takes on a file system with blocks of blockSize bytes:
+// contents and directories, rounded up, and inodes.
+func footprint(root *tree.Node, blockSize int64) (size, inodes int64) {
 	size, inodes = blockSize, 1
 	for _, n := range root.All() {
+		cost, count := n.Size, int64(1)
 		if n.IsDir() {
-			s, i := Footprint(n, blockSize)
-			size, inodes = size+s, inodes+i
-			continue
+			cost, count = footprint(n, blockSize)
 		}
-		size, inodes = size+(n.Size+blockSize-1)/blockSize*blockSize, inodes+1
+		if cost > math.MaxInt64-size-blockSize {
+			return math.MaxInt64, inodes // sparse files may claim anything
+		}
+		size, inodes = size+(cost+blockSize-1)/blockSize*blockSize, inodes+count
 	}
 	return size, inodes
 }
@@ -111,6 +132,9 @@ type writer struct {
 func (w *writer) tree(ctx context.Context, parent *durable.Dir, name string, root *tree.Node) (err error) {
 	if !root.IsDir() {
 		return fmt.Errorf("write %q: the root is a %s, want a directory", name, root.Kind)
+	}
+	if err := room(parent, name, root); err != nil {
+		return err
 	}
 	if err := parent.Mkdir(name, 0o700); err != nil {
 		return err

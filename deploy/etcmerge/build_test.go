@@ -3,8 +3,10 @@ package etcmerge_test
 import (
 	"errors"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -226,6 +228,28 @@ func TestCopyEtc(t *testing.T) {
 	}
 	if err := etcmerge.Copy(t.Context(), openDir(t, at), "file", f("x"), o); err == nil {
 		t.Error("a file was copied as a root")
+	}
+}
+
+// TestNoRoom: what does not fit is refused before anything is made.
+func TestNoRoom(t *testing.T) {
+	huge := func(size int64) *tree.Node {
+		return &tree.Node{Meta: tree.Meta{Mode: 0o600}, Kind: tree.Regular, Size: size, Sparse: true}
+	}
+	for name, sizes := range map[string][]int64{"one": {1 << 50}, "overflow": {math.MaxInt64, math.MaxInt64}, "sum": {1 << 62, 1 << 62, 1 << 62}} {
+		root, sub := tree.NewDir(tree.Meta{Mode: 0o755}), tree.NewDir(tree.Meta{Mode: 0o755})
+		root.Set("sub", sub)
+		for i, size := range sizes {
+			sub.Set(strconv.Itoa(i), huge(size))
+		}
+		at := t.TempDir()
+		var space *durable.SpaceError
+		if err := etcmerge.Copy(t.Context(), openDir(t, at), "var", root, nil); !errors.As(err, &space) || space.Need < 1<<50 || space.Where != filepath.Join(at, "var") {
+			t.Errorf("%s: got %v, want a SpaceError", name, err)
+		}
+		if list, err := os.ReadDir(at); err != nil || len(list) > 0 {
+			t.Errorf("%s: it was begun: %v, %v", name, list, err)
+		}
 	}
 }
 

@@ -8,6 +8,9 @@ import (
 	"github.com/cfsboot/cfsboot/internal/durable"
 )
 
+// Footprint is footprint.
+var Footprint = footprint
+
 // FingerprintAt is Fingerprint with another clock.
 func FingerprintAt(t testing.TB, dir *durable.Dir, now time.Time) string {
 	t.Helper()
