@@ -37,9 +37,8 @@ var (
 )
 
 type statusMachine struct {
-	t     *testing.T
-	state record.State
-	in    deploy.StatusInput
+	t  *testing.T
+	in deploy.StatusInput
 }
 
 func newStatusMachine(t *testing.T) *statusMachine {
