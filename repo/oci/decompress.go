@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"hash"
 	"io"
 
 	"github.com/klauspost/compress/gzip"
@@ -103,9 +104,11 @@ const (
 )
 
 // readAhead runs a reader in a goroutine of its own, so that decompressing and
-// what follows share two cores. It implements pieces for one reader.
+// what follows share two cores; hashing the stream is done on this side, which has
+// less to do. It implements pieces for one reader.
 type readAhead struct {
 	ctx  context.Context //nolint:containedctx // ends both sides
+	hash hash.Hash       // of all bytes; complete when next has returned io.EOF
 	full chan piece
 	free chan []byte
 	last []byte
@@ -116,8 +119,8 @@ type piece struct {
 	err error
 }
 
-func newReadAhead(ctx context.Context) *readAhead {
-	a := &readAhead{ctx: ctx, full: make(chan piece, pieceCount), free: make(chan []byte, pieceCount)}
+func newReadAhead(ctx context.Context, h hash.Hash) *readAhead {
+	a := &readAhead{ctx: ctx, hash: h, full: make(chan piece, pieceCount), free: make(chan []byte, pieceCount)}
 	for range pieceCount {
 		a.free <- nil // made when needed
 	}
@@ -142,6 +145,7 @@ func (a *readAhead) run(r io.Reader) error {
 			m, err = r.Read(b[n:pieceSize])
 			n += m
 		}
+		a.hash.Write(b[:n])
 		select {
 		case a.full <- piece{b[:n], err}:
 		case <-a.ctx.Done():

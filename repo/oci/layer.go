@@ -46,7 +46,7 @@ func ImportLayer(ctx context.Context, r *repo.Repository, blob io.Reader, diffID
 	}
 	defer dec.Close()
 	g, gctx := errgroup.WithContext(ctx)
-	ahead := newReadAhead(gctx)
+	ahead := newReadAhead(gctx, diffID.Algorithm().Hash())
 	g.Go(func() error { return ahead.run(dec) })
 	var layer *Layer
 	g.Go(func() error {
@@ -64,7 +64,7 @@ func ImportLayer(ctx context.Context, r *repo.Repository, blob io.Reader, diffID
 }
 
 // importTar splits an uncompressed layer.
-func importTar(ctx context.Context, r *repo.Repository, in pieces, diffID digest.Digest) (_ *Layer, err error) {
+func importTar(ctx context.Context, r *repo.Repository, in *readAhead, diffID digest.Digest) (_ *Layer, err error) {
 	where := "layer " + diffID.String()
 	out, err := r.NewStream(ctx, splitstream.Layer)
 	if err != nil {
@@ -75,7 +75,7 @@ func importTar(ctx context.Context, r *repo.Repository, in pieces, diffID digest
 			err = errors.Join(err, out.Abort())
 		}
 	}()
-	s := splitter{objects: r.NewBatch(0), out: out, tape: &tape{in: in, hash: diffID.Algorithm().Hash()}, layer: &Layer{DiffID: diffID}}
+	s := splitter{objects: r.NewBatch(0), out: out, tape: &tape{in: in}, layer: &Layer{DiffID: diffID}}
 	err = s.split(ctx, where)
 	// What could not be stored is the cause of any other error.
 	if stored := s.objects.Wait(); stored != nil {
@@ -84,7 +84,7 @@ func importTar(ctx context.Context, r *repo.Repository, in pieces, diffID digest
 	if err != nil {
 		return nil, err
 	}
-	if got := digest.NewDigest(diffID.Algorithm(), s.tape.hash); got != diffID {
+	if got := digest.NewDigest(diffID.Algorithm(), in.hash); got != diffID {
 		return nil, &DigestError{Where: "uncompressed layer", Got: got, Want: diffID, GotSize: s.tape.offset, WantSize: s.tape.offset}
 	}
 	s.layer.Size = s.tape.offset

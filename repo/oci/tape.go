@@ -1,9 +1,6 @@
 package oci
 
-import (
-	"hash"
-	"io"
-)
+import "io"
 
 // pieces hands out a byte stream in slices of any size. A slice is valid until
 // the next call. At the end the error is io.EOF, with an empty slice.
@@ -18,11 +15,10 @@ type pieces interface {
 // It hides io.Seeker: archive/tar must read everything.
 type tape struct {
 	in     pieces
-	hash   hash.Hash // of all bytes; may be nil
-	piece  []byte    // unread part of the last slice
-	raw    []byte    // recorded since the owner cleared it
-	skip   int64     // bytes that were taken and that archive/tar believes to be there
-	offset int64     // bytes that passed, skipped ones included
+	piece  []byte // unread part of the last slice
+	raw    []byte // recorded since the owner cleared it
+	skip   int64  // bytes that were taken and that archive/tar believes to be there
+	offset int64  // bytes that passed, skipped ones included
 	err    error
 }
 
@@ -33,9 +29,6 @@ func (t *tape) fill() error {
 			return t.err
 		}
 		t.piece, t.err = t.in.next()
-		if t.hash != nil {
-			t.hash.Write(t.piece)
-		}
 	}
 	return nil
 }

@@ -2,8 +2,10 @@ package main
 
 import (
 	"archive/tar"
+	"context"
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -17,7 +19,32 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/cfsboot/cfsboot/tests/vm/osimage"
+	"github.com/cfsboot/cfsboot/tests/vm/registry"
 )
+
+// makeLayout writes the image that the options ask for into an OCI layout.
+func (o *options) makeLayout(ctx context.Context, dir string) error {
+	if o.tree != "" {
+		return treeLayout(dir, o.tree, o.size<<20)
+	}
+	return osLayout(ctx, dir)
+}
+
+// osLayout writes release 1 of the lab's OS image.
+func osLayout(ctx context.Context, dir string) (err error) {
+	reg, err := registry.Start(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, reg.Close()) }()
+	images, err := osimage.BuildAndPush(ctx, reg, func(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) })
+	if err != nil {
+		return fmt.Errorf("OS image (use -layout or -tree without the lab): %w", err)
+	}
+	return reg.PullLayout(ctx, images.Repository, images.Digest1, dir, "os")
+}
 
 const layerCount = 4
 
@@ -32,9 +59,9 @@ type layoutWriter struct {
 	size   int64 // of the open layer, uncompressed
 }
 
-// makeLayout writes a bootable image with up to size bytes of the files below
+// treeLayout writes a bootable image with up to size bytes of the files below
 // root, which become /usr, in four gzip layers.
-func makeLayout(dir, root string, size int64) error {
+func treeLayout(dir, root string, size int64) error {
 	l := &layoutWriter{dir: dir}
 	if err := os.MkdirAll(filepath.Join(dir, "blobs/sha256"), 0o755); err != nil {
 		return err

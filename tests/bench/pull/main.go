@@ -3,11 +3,13 @@
 // wall time, CPU time and peak resident memory of the process. The two programs
 // take turns, and the median counts.
 //
-//	pull [-n RUNS] [-layout DIR[:TAG]] [-tree DIR] [-size MIB] [-cfsboot PROGRAM] [-cfsctl PROGRAM] [-dir DIR]
+//	pull [-n RUNS] [-layout DIR[:TAG] | -tree DIR [-size MIB]] [-cfsboot PROGRAM] [-cfsctl PROGRAM] [-dir DIR]
 //
-// Without -layout a layout is made of the first SIZE MiB of a directory tree of
-// this machine, in four gzip layers. The image IDs must be the same, or the
-// command fails. With -make DIR the layout is made there, and nothing is measured.
+// The image is release 1 of the lab's OS image, which is built if need be (root,
+// and what the lab needs, see docs/lab.md); or one in a layout; or the first SIZE
+// MiB of a directory tree of this machine in four gzip layers. The image IDs must
+// be the same, or the command fails. With -make DIR the layout is made there, and
+// nothing is measured.
 // With -cpuprofile FILE or -memprofile FILE this process pulls once and writes the
 // profile.
 package main
@@ -45,8 +47,8 @@ func main() {
 	var o options
 	flag.IntVar(&o.runs, "n", 3, "measured runs of each program")
 	flag.StringVar(&o.layout, "layout", "", "OCI layout to pull from, DIR or DIR:TAG")
-	flag.StringVar(&o.tree, "tree", "/usr", "directory to make a layout of")
-	flag.Int64Var(&o.size, "size", 428, "size of that layout before compression, in MiB")
+	flag.StringVar(&o.tree, "tree", "", "directory to make a layout of")
+	flag.Int64Var(&o.size, "size", 428, "size of the layout of a directory before compression, in MiB")
 	flag.StringVar(&o.cfsboot, "cfsboot", "", "program to measure; empty: build it")
 	flag.StringVar(&o.cfsctl, "cfsctl", "", "program to compare with; empty: from PATH or the cache")
 	flag.StringVar(&o.at, "dir", "", "where repositories are made; empty: ~/.cache/cfsboot, since a temporary directory may be memory")
@@ -70,7 +72,7 @@ func main() {
 		return
 	}
 	if *only != "" {
-		if err := makeLayout(*only, o.tree, o.size<<20); err != nil {
+		if err := o.makeLayout(context.Background(), *only); err != nil {
 			fmt.Fprintln(os.Stderr, "pull:", err)
 			os.Exit(1)
 		}
@@ -105,7 +107,7 @@ func compare(ctx context.Context, out io.Writer, o options) (err error) {
 	defer func() { err = errors.Join(err, os.RemoveAll(work)) }()
 	if o.layout == "" {
 		o.layout = filepath.Join(work, "layout")
-		if err := makeLayout(o.layout, o.tree, o.size<<20); err != nil {
+		if err := o.makeLayout(ctx, o.layout); err != nil {
 			return err
 		}
 	}
