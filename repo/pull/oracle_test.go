@@ -41,7 +41,7 @@ func findCfsctl(t *testing.T) string {
 			return path
 		}
 	}
-	if os.Getenv("CFSBOOT_REQUIRE_ORACLES") == "1" {
+	if os.Getenv("CFSBOOT_REQUIRE_CFSCTL") == "1" {
 		t.Fatal("cfsctl is required and neither in PATH nor in ~/.cache/cfsboot/cfsctl/bin")
 	}
 	t.Skip("cfsctl is neither in PATH nor in ~/.cache/cfsboot/cfsctl/bin")
