@@ -28,6 +28,7 @@ func TestClassify(t *testing.T) {
 	}{
 		{errors.New("anything"), "failed", 1},
 		{usageError{"cfsboot", errors.New("x")}, "usage", 2},
+		{&remote.ReferenceError{Err: errors.New("x")}, "usage", 2},
 		{&deploy.RefusedError{}, "refused", 3},
 		{&keyring.PolicyError{}, "refused", 3},
 		{&tree.RequiredError{Path: "/usr"}, "refused", 3},

@@ -48,7 +48,7 @@ func openRegistry(typed string, r reference, opts Options) (*registry, error) {
 	}
 	ref, err := name.ParseReference(r.name, nameOpts...)
 	if err != nil {
-		return nil, &Error{Ref: typed, Op: "parse reference", Err: err}
+		return nil, &ReferenceError{Ref: typed, Err: err}
 	}
 	repo := ref.Context()
 	creds, err := findCredentials(authFiles(opts.env, opts.AuthFile), opts.AuthFile != "", repo.RegistryStr(), repo.RepositoryStr())

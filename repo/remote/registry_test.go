@@ -602,6 +602,17 @@ func TestSecretInReference(t *testing.T) {
 	}
 }
 
+func TestReferenceErrors(t *testing.T) {
+	t.Parallel()
+	for ref, text := range map[string]string{"": "empty", "UPPER/Case": "could not parse", "docker-archive:/x": "not supported", "oci:": "no directory"} {
+		_, err := remote.Open(t.Context(), ref, remote.Options{})
+		var e *remote.ReferenceError
+		if !errors.As(err, &e) || !strings.Contains(err.Error(), text) {
+			t.Errorf("%q: got %v, want %q", ref, err, text)
+		}
+	}
+}
+
 func TestOpenErrors(t *testing.T) {
 	t.Parallel()
 	bad := filepath.Join(t.TempDir(), "bad.pem")
@@ -613,9 +624,6 @@ func TestOpenErrors(t *testing.T) {
 		opts remote.Options
 		text string
 	}{
-		{"", remote.Options{}, "empty"},
-		{"UPPER/Case", remote.Options{}, "parse reference"},
-		{"docker-archive:/x", remote.Options{}, "not supported"},
 		{"quay.io/x", remote.Options{CAFile: bad}, "no certificate"},
 		{"quay.io/x", remote.Options{CAFile: bad + ".missing"}, "no such file"},
 		{"quay.io/x", remote.Options{AuthFile: bad}, "not valid JSON"},

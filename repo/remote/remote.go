@@ -119,9 +119,22 @@ func (e *Error) Error() string {
 // Unwrap returns the cause.
 func (e *Error) Unwrap() error { return e.Err }
 
+// ReferenceError is an image reference that cannot be meant.
+type ReferenceError struct {
+	Ref string // as the user typed it, without a password
+	Err error
+}
+
+// Error names the reference and what is wrong with it.
+func (e *ReferenceError) Error() string { return fmt.Sprintf("image reference %q: %v", e.Ref, e.Err) }
+
+// Unwrap returns the cause.
+func (e *ReferenceError) Unwrap() error { return e.Err }
+
 // Open prepares reading one image. ref is "docker://[HOST/]NAME[:TAG][@DIGEST]",
 // "registry:" and the same, the same without prefix, or "oci:DIR[:TAG]".
-// Nothing is contacted before Resolve.
+// Nothing is contacted before Resolve. A reference that cannot be read is a
+// *ReferenceError, everything else a *Error.
 func Open(_ context.Context, ref string, opts Options) (oci.Source, error) {
 	opts.setDefaults()
 	r, err := parseReference(ref)
@@ -129,7 +142,7 @@ func Open(_ context.Context, ref string, opts Options) (oci.Source, error) {
 		ref = hideUserInfo(ref)
 	}
 	if err != nil {
-		return nil, &Error{Ref: ref, Op: "parse reference", Err: err}
+		return nil, &ReferenceError{Ref: ref, Err: err}
 	}
 	if r.layout {
 		return openLayout(ref, r, opts)
