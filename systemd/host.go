@@ -3,42 +3,14 @@ package systemd
 import (
 	"bytes"
 	"context"
-	"embed"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os/exec"
 	"strings"
 )
 
 // FinalizeUnit is the unit whose stop, at shutdown, arms a staged deployment.
 const FinalizeUnit = "cfsboot-finalize.service"
-
-//go:embed host/cfsboot-finalize.service host/80-cfsboot.preset
-var hostFiles embed.FS
-
-// HostFile is a file that belongs into an OS image.
-type HostFile struct {
-	Path string // absolute path in the image
-	Data []byte
-}
-
-// HostFiles returns the unit and the preset of the running system, in the order
-// of their paths. The initramfs has files of its own.
-func HostFiles() ([]HostFile, error) {
-	var out []HostFile
-	for _, f := range []struct{ name, dir string }{
-		{FinalizeUnit, "/usr/lib/systemd/system/"},
-		{"80-cfsboot.preset", "/usr/lib/systemd/system-preset/"},
-	} {
-		data, err := fs.ReadFile(hostFiles, "host/"+f.name)
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, HostFile{f.dir + f.name, data})
-	}
-	return out, nil
-}
 
 // Runner runs systemctl on the machine that is managed.
 type Runner interface {

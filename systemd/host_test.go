@@ -37,23 +37,29 @@ func TestStartFinalize(t *testing.T) {
 	}
 }
 
+// hostFile reads a file that the Containerfile copies into an image.
+func hostFile(t *testing.T, name string) string {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join("host", name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
 // TestHostFiles: the work is done when the unit stops, after all services that
 // write to /etc, and only on a machine that cfsboot has booted.
 func TestHostFiles(t *testing.T) {
-	files, err := systemd.HostFiles()
-	if err != nil || len(files) != 2 {
-		t.Fatalf("%d files, %v", len(files), err)
-	}
-	unit := string(files[0].Data)
+	unit := hostFile(t, systemd.FinalizeUnit)
 	for _, want := range []string{
 		"\nExecStop=/usr/bin/cfsboot finalize\n", "\nRemainAfterExit=yes\n", "\nBefore=basic.target shutdown.target\n",
 		"\nConflicts=shutdown.target\n", "\nDefaultDependencies=no\n", "\nConditionPathExists=/run/cfsboot/booted.json\n",
 	} {
 		if !strings.Contains(unit, want) {
-			t.Errorf("%s has no line %q", files[0].Path, strings.TrimSpace(want))
+			t.Errorf("%s has no line %q", systemd.FinalizeUnit, strings.TrimSpace(want))
 		}
 	}
-	if preset := string(files[1].Data); !strings.Contains(preset, "disable systemd-boot-update.service") {
+	if preset := hostFile(t, "80-cfsboot.preset"); !strings.Contains(preset, "disable systemd-boot-update.service") {
 		t.Errorf("preset %q", preset)
 	}
 }
@@ -66,13 +72,9 @@ func TestUnitVerifies(t *testing.T) {
 		}
 		t.Skip("systemd-analyze is not installed")
 	}
-	files, err := systemd.HostFiles()
-	if err != nil {
-		t.Fatal(err)
-	}
 	path := filepath.Join(t.TempDir(), systemd.FinalizeUnit)
 	// verify wants the program to exist
-	text := strings.ReplaceAll(string(files[0].Data), "/usr/bin/cfsboot", "/bin/true")
+	text := strings.ReplaceAll(hostFile(t, systemd.FinalizeUnit), "/usr/bin/cfsboot", "/bin/true")
 	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
