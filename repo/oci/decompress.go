@@ -23,7 +23,7 @@ type sourceError struct {
 
 func (s *sourceError) Read(p []byte) (int, error) {
 	n, err := s.r.Read(p)
-	if err != nil && err != io.EOF {
+	if err != nil && !IsEOF(err) {
 		s.err = err
 	}
 	return n, err
@@ -45,7 +45,7 @@ func newDecompressor(blob io.Reader, where string) (*decompressor, error) {
 	d := &decompressor{src: &sourceError{r: blob}, where: where, close: func() {}}
 	d.buf = bufio.NewReaderSize(d.src, 64<<10)
 	magic, err := d.buf.Peek(4)
-	if err != nil && err != io.EOF {
+	if err != nil && !IsEOF(err) {
 		return nil, d.fail(err)
 	}
 	switch {
@@ -75,7 +75,7 @@ func (d *decompressor) Read(p []byte) (int, error) {
 	switch {
 	case err == nil:
 		return n, nil
-	case err != io.EOF:
+	case !IsEOF(err):
 		return n, d.fail(err)
 	}
 	// The decoder may be content with less than the whole blob.
@@ -107,7 +107,7 @@ const (
 // what follows share two cores; hashing the stream is done on this side, which has
 // less to do. It implements pieces for one reader.
 type readAhead struct {
-	ctx  context.Context //nolint:containedctx // ends both sides
+	ctx  context.Context // ends both sides
 	hash hash.Hash       // of all bytes; complete when next has returned io.EOF
 	full chan piece
 	free chan []byte
@@ -140,7 +140,7 @@ func (a *readAhead) run(r io.Reader) error {
 			b = make([]byte, pieceSize)
 		}
 		n, err := 0, error(nil)
-		for n < pieceSize && err == nil {
+		for n < pieceSize && err == nil && a.ctx.Err() == nil {
 			var m int
 			m, err = r.Read(b[n:pieceSize])
 			n += m

@@ -17,7 +17,7 @@ func ReadTar(b []byte, size int) ([]tree.Entry, []byte, error) {
 	var m member
 	for {
 		err := a.next(&m)
-		if err == io.EOF {
+		if IsEOF(err) {
 			break
 		}
 		if err != nil {
@@ -32,7 +32,7 @@ func ReadTar(b []byte, size int) ([]tree.Entry, []byte, error) {
 	}
 	for {
 		err := t.drain(100)
-		if err == io.EOF {
+		if IsEOF(err) {
 			return entries, t.raw, nil
 		}
 		if err != nil {

@@ -110,7 +110,7 @@ func (s *splitter) split(ctx context.Context, where string) error {
 			return context.Cause(ctx)
 		}
 		err := a.next(&m)
-		if err == io.EOF {
+		if IsEOF(err) {
 			break
 		}
 		if err != nil {
@@ -196,7 +196,7 @@ func (s *splitter) tail(a *archive) error {
 			return err
 		}
 		err := s.tape.drain(flushSize)
-		if err == io.EOF {
+		if IsEOF(err) {
 			return nil
 		}
 		if err != nil {
@@ -246,7 +246,7 @@ func LoadLayer(ctx context.Context, r *repo.Repository, diffID digest.Digest, st
 		}
 		t.raw = t.raw[:0]
 		err := a.next(&m)
-		if err == io.EOF {
+		if IsEOF(err) {
 			return layer, nil
 		}
 		if err != nil {
@@ -287,7 +287,7 @@ func (c *chunkReader) next() ([]byte, error) {
 	}
 	n, err := c.r.Read(c.buf[:min(c.left, int64(len(c.buf)))])
 	c.left -= int64(n)
-	if err == io.EOF && n > 0 {
+	if IsEOF(err) && n > 0 {
 		err = nil
 	}
 	return c.buf[:n], err
@@ -300,7 +300,7 @@ func (c *chunkReader) external(t *tape, size int64) (fsverity.Digest, error) {
 	}
 	if c.pending.IsZero() {
 		chunk, err := c.r.Next()
-		if err == io.EOF {
+		if IsEOF(err) {
 			err = errCut
 		}
 		if err != nil {
@@ -359,7 +359,7 @@ type measuredFile struct {
 func (m *measuredFile) Read(p []byte) (int, error) {
 	n, err := m.f.Read(p)
 	_, _ = m.hasher.Write(p[:n]) // never fails
-	if err == io.EOF {
+	if IsEOF(err) {
 		if got := m.hasher.Sum(); got != m.want {
 			return n, &fsverity.MismatchError{Where: m.f.Name(), Got: got, Want: m.want}
 		}

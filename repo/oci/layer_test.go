@@ -153,7 +153,7 @@ type oneByte struct{ slow, fast io.Reader }
 
 func (o *oneByte) Read(p []byte) (int, error) {
 	n, err := o.slow.Read(p[:1])
-	if err == io.EOF {
+	if oci.IsEOF(err) {
 		return o.fast.Read(p)
 	}
 	return n, err
@@ -225,7 +225,7 @@ func describeStream(t *testing.T, r *repo.Repository, name string, names map[fsv
 	var out []string
 	for {
 		c, err := s.Next()
-		if err == io.EOF {
+		if oci.IsEOF(err) {
 			break
 		}
 		if err != nil {

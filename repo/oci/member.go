@@ -112,11 +112,11 @@ func (a *archive) next(m *member) error {
 		mark := len(a.tape.raw)
 		a.name, a.start = "", a.tape.offset+int64(a.pad)
 		h, err := a.tr.Next()
-		if err == io.EOF {
+		if IsEOF(err) {
 			return a.end(mark)
 		}
 		if err != nil {
-			if a.tape.err != nil && a.tape.err != io.EOF {
+			if a.tape.err != nil && !IsEOF(a.tape.err) {
 				return a.failBody(a.tape.err) // the source failed, not the tar
 			}
 			return a.fail(err)
@@ -234,7 +234,7 @@ func (m *member) parseFields(h *tar.Header, last header, x extensions) error {
 		}
 		*id.to = uint32(id.v)
 	}
-	m.meta.Mode = uint16(h.Mode & 0o7777) //nolint:gosec // 12 bits
+	m.meta.Mode = uint16(h.Mode & 0o7777) // 12 bits
 	m.meta.MtimeSec = h.ModTime.Unix()
 	if t, ok := x.records["mtime"]; ok {
 		var err error
@@ -277,7 +277,7 @@ func parseMtime(s string) (int64, uint32, error) {
 		}
 		nsec += uint32(fraction[i] - '0')
 	}
-	return int64(sec), nsec, nil //nolint:gosec // 63 bits
+	return int64(sec), nsec, nil // 63 bits
 }
 
 // extensions are the PAX and GNU headers before a member.
@@ -350,7 +350,7 @@ func extensionSize(h header) (int64, bool) {
 		return 0, true
 	}
 	n, err := strconv.ParseUint(field([]byte(s)), 8, 62)
-	return int64(n), err == nil //nolint:gosec // 62 bits
+	return int64(n), err == nil // 62 bits
 }
 
 // parseRecords reads "<length> <key>=<value>\n" records. A key that decides

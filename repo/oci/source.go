@@ -34,6 +34,12 @@ type Source interface {
 	Close() error
 }
 
+// IsEOF reports whether err is io.EOF itself, the end of what a reader has. An
+// error that only wraps it, as that of a broken connection may, is no end.
+func IsEOF(err error) bool {
+	return err == io.EOF //nolint:errorlint // errors.Is would take a broken connection for the end
+}
+
 // Resolved is the image that a reference stands for at this moment.
 type Resolved struct {
 	Manifest    []byte        // as it was sent
@@ -84,7 +90,7 @@ func (v *verifyReader) Read(p []byte) (int, error) {
 	n, err := v.r.Read(p)
 	v.hash.Write(p[:n])
 	v.n += int64(n)
-	if err == io.EOF {
+	if IsEOF(err) {
 		if v.n < v.desc.Size {
 			err = v.sizeError()
 		} else {
@@ -105,7 +111,7 @@ func (v *verifyReader) end() error {
 			v.err = v.sizeError()
 			return v.err
 		}
-		if err == io.EOF {
+		if IsEOF(err) {
 			v.err = io.EOF
 			if got := digest.NewDigest(v.desc.Digest.Algorithm(), v.hash); got != v.desc.Digest {
 				v.err = &DigestError{Where: v.where, Got: got, Want: v.desc.Digest, GotSize: v.n, WantSize: v.n}
@@ -142,7 +148,7 @@ func ReadBlob(ctx context.Context, s Source, where string, d v1.Descriptor, limi
 	for {
 		n, err := r.Read(b[len(b):cap(b)])
 		b = b[:len(b)+n]
-		if err == io.EOF {
+		if IsEOF(err) {
 			return b, nil
 		}
 		if err != nil {

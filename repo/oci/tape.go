@@ -1,7 +1,5 @@
 package oci
 
-import "io"
-
 // pieces hands out a byte stream in slices of any size. A slice is valid until
 // the next call. At the end the error is io.EOF, with an empty slice.
 type pieces interface {
@@ -56,7 +54,7 @@ func (t *tape) Read(p []byte) (int, error) {
 // until the next call of any method. A stream that ends gives errCut.
 func (t *tape) take(n int64) ([]byte, error) {
 	if err := t.fill(); err != nil {
-		if err == io.EOF {
+		if IsEOF(err) {
 			err = errCut
 		}
 		return nil, err

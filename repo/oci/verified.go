@@ -49,7 +49,7 @@ func FindComputed(r *repo.Repository, manifest digest.Digest) (c Computed, ok bo
 		return Computed{}, false, nil
 	}
 	if err := errors.Join(c.Plain.UnmarshalText([]byte(parts[1])), c.Boot.UnmarshalText([]byte(parts[2]))); err != nil || c.Plain.IsZero() {
-		return Computed{}, false, nil //nolint:nilerr // a damaged record is none
+		return Computed{}, false, nil // a damaged record is none
 	}
 	return c, true, nil
 }
@@ -127,7 +127,7 @@ func FindLayer(ctx context.Context, r *repo.Repository, diffID digest.Digest, co
 		if ctx.Err() != nil {
 			return fsverity.Digest{}, false, context.Cause(ctx)
 		}
-		return fsverity.Digest{}, false, nil //nolint:nilerr // whatever is wrong with it, a fresh import puts it right
+		return fsverity.Digest{}, false, nil // whatever is wrong with it, a fresh import puts it right
 	}
 	if err := r.Sync(ctx); err != nil { // what was read may be in the cache only
 		return fsverity.Digest{}, false, err

@@ -150,7 +150,7 @@ func (p *puller) layer(ctx context.Context, j *job) (fetched bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	defer blob.Close() //nolint:errcheck // read only
+	defer blob.Close()
 	r := &countingReader{r: blob, counter: counter}
 	j.layer, err = oci.ImportLayer(ctx, p.r, r, j.diffID)
 	p.bytes.Add(counter.Done())

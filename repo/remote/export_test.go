@@ -47,13 +47,16 @@ func ParseReference(s string) (ParsedReference, error) {
 // RetryAfter parses the header.
 func RetryAfter(s string, now time.Time) (time.Duration, bool) { return retryAfter(s, now) }
 
+// HideURL drops the URLs from an error.
+func HideURL(err error) error { return hideURL(err) }
+
 // CheckRedirect decides about a redirect from one URL to another.
 func CheckRedirect(registry, from, to string) error {
-	a, err := http.NewRequest(http.MethodGet, from, nil) //nolint:noctx // never sent
+	a, err := http.NewRequest(http.MethodGet, from, nil)
 	if err != nil {
 		return err
 	}
-	b, err := http.NewRequest(http.MethodGet, to, nil) //nolint:noctx // never sent
+	b, err := http.NewRequest(http.MethodGet, to, nil)
 	if err != nil {
 		return err
 	}

@@ -90,7 +90,7 @@ func (l *layout) fetchManifest(ctx context.Context, d v1.Descriptor) ([]byte, er
 	if err != nil {
 		return nil, err
 	}
-	defer r.Close() //nolint:errcheck // read only
+	defer r.Close()
 	return io.ReadAll(r)
 }
 
@@ -127,7 +127,7 @@ func (b *layoutBlob) Close() error { return b.f.Close() }
 
 // contextReader ends a long read when the context does.
 type contextReader struct {
-	ctx context.Context //nolint:containedctx // a reader has no other way to get one
+	ctx context.Context // a reader has no other way to get one
 	r   io.Reader
 }
 
