@@ -6,70 +6,18 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"sync/atomic"
-	"time"
 
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/cfsboot/cfsboot/repo/oci"
 )
 
-// errStalled ends a transfer that is silent for too long.
-var errStalled = errors.New("no data arrives")
-
-// watchdog cancels its context when a read takes longer than the limit.
-type watchdog struct {
-	ctx    context.Context
-	cancel context.CancelCauseFunc
-	timer  *time.Timer
-	limit  time.Duration
-	fired  atomic.Bool
-}
-
-func newWatchdog(ctx context.Context, limit time.Duration) *watchdog {
-	w := &watchdog{limit: limit}
-	w.ctx, w.cancel = context.WithCancelCause(ctx)
-	w.timer = time.AfterFunc(time.Hour, func() {
-		w.fired.Store(true)
-		w.cancel(errStalled)
-	})
-	w.timer.Stop()
-	return w
-}
-
-func (w *watchdog) stop() {
-	w.timer.Stop()
-	w.cancel(nil)
-}
-
-// watchedBody is a response body under a watchdog. The time between reads does
-// not count, only the time in them.
-type watchedBody struct {
-	body io.ReadCloser
-	w    *watchdog
-}
-
-func (b *watchedBody) Read(p []byte) (int, error) {
-	b.w.timer.Reset(b.w.limit)
-	n, err := b.body.Read(p)
-	b.w.timer.Stop()
-	if err != nil && err != io.EOF && b.w.fired.Load() {
-		err = fmt.Errorf("%w for %s", errStalled, b.w.limit)
-	}
-	return n, err
-}
-
-func (b *watchedBody) Close() error {
-	defer b.w.stop()
-	return b.body.Close()
-}
-
 // Blob opens a blob; see oci.Source.
 func (s *registry) Blob(ctx context.Context, d v1.Descriptor) (io.ReadCloser, error) {
 	if err := oci.CheckDescriptor("blob", d); err != nil {
 		return nil, err
 	}
-	b := &blob{s: s, ctx: ctx, desc: d} //nolint:containedctx // a reader has no other way to get one
+	b := &blob{s: s, ctx: ctx, desc: d} // a reader has no other way to get one
 	if err := b.request(); err != nil {
 		return nil, err
 	}
@@ -90,7 +38,7 @@ const progressForRetry = 64 << 10
 // blob reads a blob over as many connections as it takes.
 type blob struct {
 	s      *registry
-	ctx    context.Context //nolint:containedctx // of the call of Blob
+	ctx    context.Context // of the call of Blob
 	desc   v1.Descriptor
 	body   io.ReadCloser
 	n      int64 // bytes handed out
@@ -110,26 +58,35 @@ func (b *blob) request() error {
 		header.Set("Range", fmt.Sprintf("bytes=%d-%d", b.n, b.desc.Size-1)) // a closed range: some servers know no other
 		statuses = append(statuses, http.StatusPartialContent)
 	}
-	body, resp, err := b.s.get(b.ctx, b.op(), b.s.url("blobs", b.desc.Digest.String()), header, statuses...)
+	resp, err := b.s.get(b.ctx, b.op(), b.s.url("blobs", b.desc.Digest.String()), header, statuses...)
 	if err != nil {
 		return err
 	}
+	if err := b.skip(resp); err != nil {
+		return errors.Join(err, resp.Body.Close())
+	}
+	b.body = resp.Body
+	return nil
+}
+
+// skip checks what an answer says about itself and reads what was handed out
+// before.
+func (b *blob) skip(resp *http.Response) error {
 	skip, expect := b.n, b.desc.Size
 	if resp.StatusCode == http.StatusPartialContent {
 		var from, to int64
 		if _, err := fmt.Sscanf(resp.Header.Get("Content-Range"), "bytes %d-%d/", &from, &to); err != nil || from != b.n {
-			return errors.Join(b.s.fail(b.ctx, b.op(), b.n, fmt.Errorf("registry answers with range %q, want one from %d", resp.Header.Get("Content-Range"), b.n)), body.Close())
+			return b.s.fail(b.ctx, b.op(), b.n, fmt.Errorf("registry answers with range %q, want one from %d", resp.Header.Get("Content-Range"), b.n))
 		}
 		skip, expect = 0, b.desc.Size-b.n
 	}
 	if resp.ContentLength >= 0 && resp.ContentLength != expect {
 		got := resp.ContentLength + b.desc.Size - expect
-		return errors.Join(&oci.DigestError{Where: "blob", Want: b.desc.Digest, GotSize: got, WantSize: b.desc.Size}, body.Close())
+		return &oci.DigestError{Where: "blob", Want: b.desc.Digest, GotSize: got, WantSize: b.desc.Size}
 	}
-	if _, err := io.CopyN(io.Discard, body, skip); err != nil {
-		return errors.Join(b.s.fail(b.ctx, b.op(), b.n, err), body.Close())
+	if _, err := io.CopyN(io.Discard, resp.Body, skip); err != nil {
+		return b.s.fail(b.ctx, b.op(), b.n, err)
 	}
-	b.body = body
 	return nil
 }
 
@@ -137,11 +94,11 @@ func (b *blob) Read(p []byte) (int, error) {
 	for {
 		n, err := b.body.Read(p)
 		b.n += int64(n)
-		if err == nil || err == io.EOF || n > 0 {
-			if err != io.EOF {
-				err = nil // a lasting error comes again
-			}
-			return n, err
+		if n > 0 {
+			return n, nil // the end, or a lasting error, comes again
+		}
+		if err == nil || oci.IsEOF(err) {
+			return 0, err
 		}
 		if err := b.again(err); err != nil {
 			return 0, err

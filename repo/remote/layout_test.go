@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -102,6 +103,7 @@ func TestLayout(t *testing.T) {
 		{name: "index under a tag", suffix: ":m", index: []v1.Descriptor{tagged(b, "x", nil), tagged(nested, "m", nil)}, want: a.Digest, nested: true},
 		{name: "index in an index", index: []v1.Descriptor{twice}, err: new(*oci.FormatError), text: "inside another index"},
 		{name: "empty index", err: new(*oci.FormatError), text: "empty"},
+		{name: "many without a platform", index: slices.Repeat([]v1.Descriptor{b}, 300), err: new(*oci.FormatError), text: "more than 256 manifests"},
 		{name: "artifact", index: []v1.Descriptor{artifact}, err: new(*oci.MediaTypeError), text: "want a container image"},
 	} {
 		l.index(tc.index...)

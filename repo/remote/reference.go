@@ -44,26 +44,22 @@ func parseReference(s string) (reference, error) {
 	return registryReference(s)
 }
 
-// errUserInfo refuses what would end up in logs, records and process lists.
-var errUserInfo = errors.New("name and password do not belong into a reference, but into a credentials file")
+// userInfoError refuses what would end up in logs, records and process lists.
+type userInfoError struct{ hidden string } // the reference without the secret
 
-func registryReference(name string) (reference, error) {
-	// Only "name@digest" without a host has an "@" there too, and then no slash.
-	if host, _, ok := strings.Cut(name, "/"); ok && strings.Contains(host, "@") {
-		return reference{}, errUserInfo
-	}
-	return reference{name: name}, nil
+func (*userInfoError) Error() string {
+	return "name and password do not belong into a reference, but into a credentials file"
 }
 
-// hideUserInfo cuts name and password out of a reference.
-func hideUserInfo(ref string) string {
-	prefix, rest, ok := strings.Cut(ref, "://")
-	if !ok {
-		prefix, rest = "", ref
-	} else {
-		prefix += "://"
+func registryReference(name string) (reference, error) {
+	if name == "" {
+		return reference{}, errors.New("the reference names no image")
 	}
-	return prefix + "[hidden]" + rest[strings.LastIndexByte(rest[:strings.IndexByte(rest, '/')], '@'):]
+	// Only "name@digest" without a host has an "@" there too, and then no slash.
+	if host, rest, ok := strings.Cut(name, "/"); ok && strings.Contains(host, "@") {
+		return reference{}, &userInfoError{"[hidden]" + host[strings.LastIndexByte(host, '@'):] + "/" + rest}
+	}
+	return reference{name: name}, nil
 }
 
 // splitLayout splits at the last colon, unless the part behind it is a path.

@@ -1,6 +1,7 @@
 package remote_test
 
 import (
+	"errors"
 	"testing"
 	"time"
 
@@ -27,6 +28,8 @@ func TestParseReference(t *testing.T) {
 		"debian":                         {Name: "debian"},
 		"":                               {},
 		"oci:":                           {},
+		"registry:":                      {},
+		"docker://":                      {},
 		"docker:debian":                  {},
 		"dir:/x":                         {},
 		"containers-storage:localhost/x": {},
@@ -64,13 +67,20 @@ func TestRetryAfter(t *testing.T) {
 }
 
 func FuzzParseReference(f *testing.F) {
-	for _, s := range []string{"oci:/a:b", "docker://x/y@sha256:00", "", "a:b:c", "dir:9"} {
+	for _, s := range []string{"oci:/a:b", "docker://x/y@sha256:00", "", "a:b:c", "dir:9", "registry:", "registry:a@b://c", "alice:secret@quay.io/x@y"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
 		r, err := remote.ParseReference(s)
 		if err == nil && r.Layout == (r.Name != "") {
 			t.Errorf("%q is %+v: want either a layout or a name", s, r)
+		}
+		if err == nil {
+			return
+		}
+		var e *remote.ReferenceError
+		if _, err := remote.Open(t.Context(), s, remote.Options{}); !errors.As(err, &e) {
+			t.Errorf("%q: got %v, want a *ReferenceError", s, err)
 		}
 	})
 }

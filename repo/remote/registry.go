@@ -76,7 +76,7 @@ func (s *registry) connect(ctx context.Context) (*http.Client, error) {
 		return s.client, nil
 	}
 	repo := s.ref.Context()
-	rt, err := transport.NewWithContext(ctx, repo.Registry, s.creds.auth, s.base, []string{repo.Scope(transport.PullScope)})
+	rt, err := transport.NewWithContext(withDeadline(ctx), repo.Registry, s.creds.auth, s.base, []string{repo.Scope(transport.PullScope)})
 	if err != nil {
 		return nil, s.fail(ctx, "connect", 0, err)
 	}
@@ -134,12 +134,12 @@ func (s *registry) manifest(ctx context.Context, id string, want digest.Digest) 
 			return nil, "", err
 		}
 	}
-	body, resp, err := s.get(ctx, op, s.url("manifests", id), http.Header{"Accept": {acceptManifests}}, http.StatusOK)
+	resp, err := s.get(withDeadline(ctx), op, s.url("manifests", id), http.Header{"Accept": {acceptManifests}}, http.StatusOK)
 	if err != nil {
 		return nil, "", err
 	}
-	b, err := io.ReadAll(io.LimitReader(body, oci.MaxManifestSize+1))
-	if err := errors.Join(err, body.Close()); err != nil {
+	b, err := io.ReadAll(io.LimitReader(resp.Body, oci.MaxManifestSize+1))
+	if err := errors.Join(err, resp.Body.Close()); err != nil {
 		return nil, "", s.fail(ctx, op, 0, err)
 	}
 	if len(b) > oci.MaxManifestSize {
@@ -165,30 +165,26 @@ func (s *registry) url(kind, id string) string {
 	return u.String() // the transport changes the scheme if plain HTTP was allowed and answered
 }
 
-// get sends a request. The body fails when it is silent for too long; the caller
-// closes it. Other statuses than those wanted are errors.
-func (s *registry) get(ctx context.Context, op, u string, header http.Header, statuses ...int) (io.ReadCloser, *http.Response, error) {
+// get sends a request; the caller closes the body. Other statuses than those
+// wanted are errors.
+func (s *registry) get(ctx context.Context, op, u string, header http.Header, statuses ...int) (*http.Response, error) {
 	client, err := s.connect(ctx)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	w := newWatchdog(ctx, s.opts.StallTimeout)
-	req, err := http.NewRequestWithContext(w.ctx, http.MethodGet, u, nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u, nil)
 	if err != nil {
-		w.stop()
-		return nil, nil, s.fail(ctx, op, 0, err)
+		return nil, s.fail(ctx, op, 0, err)
 	}
 	req.Header = header
 	resp, err := client.Do(req)
 	if err != nil {
-		w.stop()
-		return nil, nil, s.fail(ctx, op, 0, err)
+		return nil, s.fail(ctx, op, 0, err)
 	}
-	body := &watchedBody{body: resp.Body, w: w}
 	if err := transport.CheckError(resp, statuses...); err != nil {
-		return nil, nil, s.fail(ctx, op, 0, errors.Join(err, body.Close()))
+		return nil, s.fail(ctx, op, 0, errors.Join(err, resp.Body.Close()))
 	}
-	return body, resp, nil
+	return resp, nil
 }
 
 // fail makes an *Error of anything that went wrong.

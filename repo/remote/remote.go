@@ -37,7 +37,7 @@ type Options struct {
 
 	ConnectTimeout time.Duration // for TCP and for TLS; 0: 15 s
 	HeaderTimeout  time.Duration // from request to response header; 0: 60 s
-	StallTimeout   time.Duration // longest silence within a body; 0: 60 s
+	StallTimeout   time.Duration // longest silence within a blob, and longest time for a smaller answer; 0: 60 s
 	RetryDelay     time.Duration // before the first repetition, then doubling up to 30 s; 0: 1 s
 	Retries        int           // repetitions without progress; 0: 4, negative: none
 
@@ -138,8 +138,9 @@ func (e *ReferenceError) Unwrap() error { return e.Err }
 func Open(_ context.Context, ref string, opts Options) (oci.Source, error) {
 	opts.setDefaults()
 	r, err := parseReference(ref)
-	if errors.Is(err, errUserInfo) {
-		ref = hideUserInfo(ref)
+	var secret *userInfoError
+	if errors.As(err, &secret) {
+		ref = secret.hidden
 	}
 	if err != nil {
 		return nil, &ReferenceError{Ref: ref, Err: err}

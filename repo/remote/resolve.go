@@ -18,8 +18,10 @@ type fetcher interface {
 	Blob(ctx context.Context, d v1.Descriptor) (io.ReadCloser, error)
 }
 
-// maxPlatforms is how many platforms an error lists.
-const maxPlatforms = 10
+const (
+	maxPlatforms = 10  // that an error lists
+	maxOpened    = 256 // manifests of an index that are read to find out their platform
+)
 
 // document is what manifests and indexes have in common.
 type document struct {
@@ -100,6 +102,7 @@ type chooser struct {
 	f         fetcher
 	where     string
 	want      Platform
+	opened    int      // manifests that were read
 	available []string // platforms that were seen
 	skipped   string   // media type that is neither manifest nor index
 }
@@ -146,6 +149,9 @@ func (c *chooser) chooseNested(ctx context.Context, d v1.Descriptor) (found, boo
 func (c *chooser) match(ctx context.Context, d v1.Descriptor) (found, bool, error) {
 	if d.Platform != nil && !c.matches(*d.Platform) {
 		return found{}, false, nil
+	}
+	if c.opened++; c.opened > maxOpened {
+		return found{}, false, &oci.FormatError{Where: c.where, Detail: fmt.Sprintf("more than %d manifests without a platform: name one by its tag or digest", maxOpened)}
 	}
 	b, err := c.f.fetchManifest(ctx, d)
 	if err != nil {
@@ -208,6 +214,6 @@ func readBlob(ctx context.Context, f fetcher, where string, d v1.Descriptor) ([]
 	if err != nil {
 		return nil, err
 	}
-	defer r.Close() //nolint:errcheck // read only
+	defer r.Close()
 	return io.ReadAll(r)
 }

@@ -59,20 +59,30 @@ func newTransport(o *Options) (http.RoundTripper, error) {
 		}
 		t.TLSClientConfig.RootCAs = pool
 	}
-	return &retryTransport{inner: &schemeGuard{inner: t, plain: o.InsecureHTTP}, opts: o}, nil
+	return &retryTransport{inner: &guard{inner: t, plain: o.InsecureHTTP, stall: o.StallTimeout}, opts: o}, nil
 }
 
-// schemeGuard refuses plain HTTP unless it was asked for.
-type schemeGuard struct {
+// guard refuses plain HTTP unless it was asked for, and puts every body under a
+// watchdog: those of answers that go-containerregistry reads too.
+type guard struct {
 	inner http.RoundTripper
 	plain bool
+	stall time.Duration
 }
 
-func (g *schemeGuard) RoundTrip(r *http.Request) (*http.Response, error) {
+func (g *guard) RoundTrip(r *http.Request) (*http.Response, error) {
 	if r.URL.Scheme != "https" && (!g.plain || r.URL.Scheme != "http") {
 		return nil, fmt.Errorf("%w (scheme %q of host %s)", errPlainHTTP, r.URL.Scheme, r.URL.Host)
 	}
-	return g.inner.RoundTrip(r)
+	w := newWatchdog(r.Context(), g.stall)
+	resp, err := g.inner.RoundTrip(r.WithContext(w.ctx))
+	if err != nil {
+		w.stop()
+		return nil, err
+	}
+	content := resp.StatusCode == http.StatusOK || resp.StatusCode == http.StatusPartialContent
+	resp.Body = &watchedBody{body: resp.Body, w: w, whole: !content || hasDeadline(r.Context())}
+	return resp, nil
 }
 
 // retryTransport repeats requests whose failure may pass.
@@ -139,7 +149,7 @@ func backoff(base time.Duration, attempt int) time.Duration {
 	for range attempt {
 		d = min(2*d, max(maxRetryDelay, base))
 	}
-	return d + time.Duration(rand.Int64N(int64(d)/4+1)) //nolint:gosec // spreads load, no secret
+	return d + time.Duration(rand.Int64N(int64(d)/4+1)) // spreads load, no secret
 }
 
 func sleep(ctx context.Context, d time.Duration) error {
@@ -159,7 +169,7 @@ func retryAfter(s string, now time.Time) (time.Duration, bool) {
 		return 0, false
 	}
 	if n, err := strconv.ParseUint(s, 10, 31); err == nil {
-		return time.Duration(n) * time.Second, true //nolint:gosec // 31 bits
+		return time.Duration(n) * time.Second, true // 31 bits
 	}
 	if t, err := http.ParseTime(s); err == nil {
 		return max(t.Sub(now), 0), true
@@ -235,18 +245,18 @@ func isPrivate(host string) bool {
 	return ip != nil && (ip.IsLoopback() || ip.IsPrivate() || ip.IsLinkLocalUnicast() || ip.IsUnspecified())
 }
 
-// hideURL drops the URL from an error of net/http: a redirect target carries a
-// signature in its query.
+// hideURL drops the URLs from an error of net/http: a redirect target carries a
+// signature in its query. There may be one in another, where a token is asked for.
 func hideURL(err error) error {
 	var u *url.Error
-	if errors.As(err, &u) {
-		host := ""
-		if parsed, perr := url.Parse(u.URL); perr == nil {
-			host = parsed.Host
-		}
-		return fmt.Errorf("%s: %w", host, u.Err)
+	if !errors.As(err, &u) {
+		return err
 	}
-	return err
+	host := ""
+	if parsed, perr := url.Parse(u.URL); perr == nil {
+		host = parsed.Host
+	}
+	return fmt.Errorf("%s: %w", host, hideURL(u.Err))
 }
 
 func statusText(code int) string {

@@ -1,6 +1,9 @@
 package remote_test
 
 import (
+	"errors"
+	"io"
+	"net/url"
 	"testing"
 
 	"github.com/cfsboot/cfsboot/repo/remote"
@@ -27,5 +30,14 @@ func TestCheckRedirect(t *testing.T) {
 		if err := remote.CheckRedirect(tc.registry, tc.from, tc.to); (err == nil) != tc.ok {
 			t.Errorf("%s to %s: %v, want allowed %v", tc.from, tc.to, err, tc.ok)
 		}
+	}
+}
+
+func TestHideURL(t *testing.T) {
+	t.Parallel()
+	inner := &url.Error{Op: "Get", URL: "https://auth.example/token?X-Signature=1", Err: io.EOF}
+	err := remote.HideURL(&url.Error{Op: "Get", URL: "https://quay.io/v2/?X-Signature=2", Err: inner})
+	if want := "quay.io: auth.example: EOF"; err.Error() != want || !errors.Is(err, io.EOF) {
+		t.Errorf("got %q, want %q", err, want)
 	}
 }
