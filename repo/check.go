@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path"
+	"slices"
 	"strings"
 
 	"github.com/cfsboot/cfsboot/fsverity"
@@ -57,11 +59,11 @@ func (r *Repository) Check(ctx context.Context) (*Report, error) {
 		}
 	}
 	for _, kind := range []Kind{Streams, Images} {
-		c.refs(kind)
+		if err := c.refs(ctx, kind); err != nil {
+			return nil, err
+		}
 	}
-	for _, p := range c.bad {
-		c.rep.Unused = append(c.rep.Unused, p)
-	}
+	c.rep.Unused = slices.SortedFunc(maps.Values(c.bad), func(a, b Problem) int { return strings.Compare(a.Path, b.Path) })
 	return c.rep, nil
 }
 
@@ -216,7 +218,7 @@ func (c *checker) size(d fsverity.Digest) (int64, error) {
 // readAll decompresses a stream and adds up its length.
 func readAll(s *splitstream.Reader, size func(fsverity.Digest) (int64, error)) error {
 	var total int64
-	for {
+	for total <= s.Size() { // a stream can name a large object millions of times
 		chunk, err := s.Next()
 		if errors.Is(err, io.EOF) {
 			break
@@ -274,8 +276,11 @@ func (c *checker) image(where string, f *os.File) {
 }
 
 // refs checks that every ref leads to a first-level entry, by the shortest path.
-func (c *checker) refs(kind Kind) {
+func (c *checker) refs(ctx context.Context, kind Kind) error {
 	for ref, err := range c.r.Refs(kind, "") {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
 		c.rep.Refs++
 		where := path.Join(kind.String(), "refs", ref.Name)
 		if err != nil {
@@ -292,4 +297,5 @@ func (c *checker) refs(kind Kind) {
 			c.rep.add("broken-symlink", where, "target %q", target)
 		}
 	}
+	return nil
 }

@@ -48,7 +48,7 @@ type MetadataMissingError struct {
 
 func (e *MetadataMissingError) Error() string {
 	if e.OldFormat {
-		return fmt.Sprintf("repository %q has objects but no meta.json: it was written before composefs-rs 0.7.0 and needs an upgrade", e.Path)
+		return fmt.Sprintf("repository %q has objects but no meta.json: it was written before composefs-rs 0.7.0 and needs an upgrade, which any command of cfsctl does", e.Path)
 	}
 	return fmt.Sprintf("%q is not a repository: it has no meta.json", e.Path)
 }

@@ -231,7 +231,7 @@ func detect(ctx context.Context, dir *durable.Dir) (fsverity.Algorithm, bool, er
 }
 
 func measurable(dir *durable.Dir, name string) (bool, error) {
-	f, err := dir.Open(name)
+	f, err := openRegular(dir, name)
 	if err != nil {
 		return false, err
 	}

@@ -248,7 +248,7 @@ func field(raw json.RawMessage, name string, v any) error {
 // readMeta reads meta.json and says whether fs-verity protects it and whether
 // the file system could.
 func readMeta(dir *durable.Dir) (m Metadata, verity support, err error) {
-	f, err := dir.Open(metaName)
+	f, err := openRegular(dir, metaName)
 	if errors.Is(err, fs.ErrNotExist) {
 		old, err := dir.Exists("objects")
 		if err != nil {

@@ -101,39 +101,46 @@ func TestEffectiveFormats(t *testing.T) {
 	}
 }
 
-var badMetadata = map[string]string{
-	"empty":             ``,
-	"truncated":         defaultMeta[:100],
-	"null":              `null`,
-	"list":              `[]`,
-	"no version":        `{"algorithm":"fsverity-sha512-12"}`,
-	"no algorithm":      `{"version":1}`,
-	"version as text":   `{"version":"1","algorithm":"fsverity-sha512-12"}`,
-	"version null":      `{"version":null,"algorithm":"fsverity-sha512-12"}`,
-	"Version":           `{"Version":1,"algorithm":"fsverity-sha512-12"}`,
-	"unknown algorithm": `{"version":1,"algorithm":"fsverity-sha1-12"}`,
-	"block size":        `{"version":1,"algorithm":"fsverity-sha512-16"}`,
-	"null for a list":   `{"version":1,"algorithm":"fsverity-sha512-12","features":{"compatible":null}}`,
-	"null features":     `{"version":1,"algorithm":"fsverity-sha512-12","features":null}`,
-	"format 7":          `{"version":1,"algorithm":"fsverity-sha512-12","erofs_formats":{"default":7}}`,
-	"extra format -1":   `{"version":1,"algorithm":"fsverity-sha512-12","erofs_formats":{"default":1,"extra":[-1]}}`,
-	"no default format": `{"version":1,"algorithm":"fsverity-sha512-12","erofs_formats":{"extra":[1]}}`,
-	"extra null":        `{"version":1,"algorithm":"fsverity-sha512-12","erofs_formats":{"default":1,"extra":null}}`,
-	"bytes behind":      defaultMeta + `x`,
+var badMetadata = []struct{ name, text, want string }{
+	{"empty", ``, "unexpected end of JSON input"},
+	{"truncated", defaultMeta[:100], "unexpected end of JSON input"},
+	{"null", `null`, "null, want an object"},
+	{"list", `[]`, "cannot unmarshal array"},
+	{"no version", `{"algorithm":"fsverity-sha512-12"}`, `field "version" is missing`},
+	{"no algorithm", `{"version":1}`, `field "algorithm" is missing`},
+	{"version as text", `{"version":"1","algorithm":"fsverity-sha512-12"}`, `field "version": json: cannot unmarshal string`},
+	{"version null", `{"version":null,"algorithm":"fsverity-sha512-12"}`, `field "version" is null`},
+	{"Version", `{"Version":1,"algorithm":"fsverity-sha512-12"}`, `field "version" is missing`},
+	{"unknown algorithm", `{"version":1,"algorithm":"fsverity-sha1-12"}`, `unknown hash "sha1", want sha256 or sha512`},
+	{"block size", `{"version":1,"algorithm":"fsverity-sha512-16"}`, "unsupported block size 2^16, want 12"},
+	{"null for a list", `{"version":1,"algorithm":"fsverity-sha512-12","features":{"compatible":null}}`, `features: field "compatible" is null`},
+	{"null features", `{"version":1,"algorithm":"fsverity-sha512-12","features":null}`, "features: null, want an object"},
+	{"format 7", `{"version":1,"algorithm":"fsverity-sha512-12","erofs_formats":{"default":7}}`, "EROFS format 7, want 0, 1 or 2"},
+	{"extra format -1", `{"version":1,"algorithm":"fsverity-sha512-12","erofs_formats":{"default":1,"extra":[-1]}}`, "EROFS format -1, want 0, 1 or 2"},
+	{"no default format", `{"version":1,"algorithm":"fsverity-sha512-12","erofs_formats":{"extra":[1]}}`, `erofs_formats: field "default" is missing`},
+	{"extra null", `{"version":1,"algorithm":"fsverity-sha512-12","erofs_formats":{"default":1,"extra":null}}`, `erofs_formats: field "extra" is null`},
+	{"bytes behind", defaultMeta + `x`, "after top-level value"},
 }
 
+// TestMetadataRejects: each with its own reason, and so by Open, which names the file.
 func TestMetadataRejects(t *testing.T) {
-	for name, text := range badMetadata {
-		if m, err := repo.ParseMetadata([]byte(text)); err == nil {
-			t.Errorf("%s: accepted as %v", name, m)
+	for _, c := range badMetadata {
+		if m, err := repo.ParseMetadata([]byte(c.text)); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: got %v, %v, want an error with %q", c.name, m, err, c.want)
+		}
+		path := withMeta(t, c.text)
+		_, err := repo.Open(t.Context(), openDir(t, path), repo.Options{})
+		var e *repo.MetadataError
+		if !errors.As(err, &e) || e.Path != filepath.Join(path, "meta.json") || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: open: got %v, want a MetadataError with %q", c.name, err, c.want)
 		}
 	}
 }
 
 func FuzzParseMetadata(f *testing.F) {
 	f.Add([]byte(defaultMeta))
-	for _, text := range badMetadata {
-		f.Add([]byte(text))
+	for _, c := range badMetadata {
+		f.Add([]byte(c.text))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		m, err := repo.ParseMetadata(b)
@@ -176,11 +183,7 @@ func TestOpenRefuses(t *testing.T) {
 		}},
 		{"objects without meta.json", old, repo.Options{}, func(err error) bool {
 			var e *repo.MetadataMissingError
-			return errors.As(err, &e) && e.OldFormat && strings.Contains(err.Error(), "upgrade")
-		}},
-		{"truncated", withMeta(t, defaultMeta[:100]), repo.Options{}, func(err error) bool {
-			var e *repo.MetadataError
-			return errors.As(err, &e)
+			return errors.As(err, &e) && e.OldFormat && strings.Contains(err.Error(), "needs an upgrade, which any command of cfsctl does")
 		}},
 		{"version 2", withMeta(t, strings.Replace(defaultMeta, `"version": 1`, `"version": 2`, 1)), repo.Options{}, func(err error) bool {
 			var e *repo.VersionError

@@ -115,7 +115,7 @@ func (r *Repository) openObject(d fsverity.Digest) (*os.File, bool, error) {
 	if shard == nil {
 		return nil, false, missing
 	}
-	f, err := shard.Open(rest)
+	f, err := openRegular(shard, rest)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, false, missing
 	}
@@ -127,6 +127,23 @@ func (r *Repository) openObject(d fsverity.Digest) (*os.File, bool, error) {
 		return nil, false, errors.Join(err, f.Close())
 	}
 	return f, enforced, nil
+}
+
+// openRegular opens a file for reading: whoever can write the directory could put
+// a pipe or a device there, which never ends.
+func openRegular(dir *durable.Dir, name string) (*os.File, error) {
+	f, err := dir.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	st, err := f.Stat()
+	if err == nil && !st.Mode().IsRegular() {
+		err = fmt.Errorf("%q: got a file of type %v, want a regular file", f.Name(), st.Mode().Type())
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
 }
 
 // measure applies the table of repository.md 1.7.
@@ -262,7 +279,7 @@ func (r *Repository) place(t *durable.Temp, d fsverity.Digest, size int64, m Met
 	if r.verity != verityNone {
 		var got fsverity.Digest
 		var err error
-		t, got, err = r.enable(t)
+		t, got, err = r.enable(t, size)
 		if err == nil && !got.IsZero() && got != d {
 			err = &fsverity.MismatchError{Where: "new object", Got: got, Want: d}
 		}
@@ -304,17 +321,18 @@ func (r *Repository) stored(d fsverity.Digest, m Method, size int64, err error) 
 	if err != nil {
 		return 0, err
 	}
+	r.order.touch(levelObjects) // first: who finds it known relies on a sync before its name
 	r.known.add(d)
-	r.order.touch(levelObjects)
 	r.stats.add(m, size)
 	return m, nil
 }
 
 // enable enables fs-verity on t. While another process, forked at the wrong
 // moment, keeps a copy of the writer, that is impossible; after a second of
-// trying the content is copied to a new file, a few times (go-ecosystem.md 6.1).
+// trying the content, size bytes, is copied to a new file, a few times
+// (go-ecosystem.md 6.1).
 // The digest is none where an insecure repository has to do without.
-func (r *Repository) enable(t *durable.Temp) (*durable.Temp, fsverity.Digest, error) {
+func (r *Repository) enable(t *durable.Temp, size int64) (*durable.Temp, fsverity.Digest, error) {
 	for try := 0; ; try++ {
 		f, err := t.Seal()
 		if err != nil {
@@ -334,7 +352,7 @@ func (r *Repository) enable(t *durable.Temp) (*durable.Temp, fsverity.Digest, er
 		if err != nil {
 			return t, fsverity.Digest{}, err
 		}
-		_, err = c.ReadFrom(io.NewSectionReader(t, 0, t.Size()))
+		_, err = c.ReadFrom(io.NewSectionReader(t, 0, size))
 		if err = errors.Join(err, t.Discard()); err != nil {
 			return c, fsverity.Digest{}, errors.Join(err, c.Discard())
 		}
@@ -345,7 +363,7 @@ func (r *Repository) enable(t *durable.Temp) (*durable.Temp, fsverity.Digest, er
 // existing says whether the file that has the name of d is that object. Size is
 // that of the right content. fs-verity is enabled where it was forgotten.
 func (r *Repository) existing(shard *durable.Dir, rest string, d fsverity.Digest, size int64) (bool, error) {
-	f, err := shard.Open(rest)
+	f, err := openRegular(shard, rest)
 	if errors.Is(err, unix.ELOOP) {
 		return false, nil // a symbolic link is no object
 	}
@@ -356,9 +374,6 @@ func (r *Repository) existing(shard *durable.Dir, rest string, d fsverity.Digest
 	st, err := f.Stat()
 	if err != nil {
 		return false, err
-	}
-	if !st.Mode().IsRegular() {
-		return false, fmt.Errorf("object %q: got a file of type %v, want a regular file", f.Name(), st.Mode().Type())
 	}
 	if st.Size() != size {
 		return false, nil

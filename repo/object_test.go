@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -170,6 +171,36 @@ func TestRepair(t *testing.T) {
 	}
 }
 
+// TestPipesAreRefused: a pipe in place of a file, with somebody who writes nothing
+// into it, does not keep us.
+func TestPipesAreRefused(t *testing.T) {
+	pipe := func(path string) {
+		t.Helper()
+		must(t, os.Remove(path))
+		must(t, unix.Mkfifo(path, 0o600))
+		w, err := os.OpenFile(path, os.O_RDWR, 0)
+		must(t, err)
+		t.Cleanup(func() { w.Close() })
+	}
+	r := newRepo(t)
+	d := put(t, r, []byte("x"))
+	pipe(objectFile(r, d))
+	if _, err := r.ReadObject(t.Context(), d, 1); err == nil || !strings.Contains(err.Error(), "want a regular file") {
+		t.Errorf("object: got %v", err)
+	}
+	if _, err := open(t, openDir(t, r.Path())).PutObject(t.Context(), []byte("x")); err == nil || !strings.Contains(err.Error(), "want a regular file") {
+		t.Errorf("object that is stored again: got %v", err)
+	}
+	if rep, err := r.Check(t.Context()); err != nil || len(rep.Unused) != 1 {
+		t.Errorf("check: got %v, %v", rep, err)
+	}
+	must(t, r.Close())
+	pipe(filepath.Join(r.Path(), "meta.json"))
+	if _, err := repo.Open(t.Context(), openDir(t, r.Path()), repo.Options{}); err == nil || !strings.Contains(err.Error(), "want a regular file") {
+		t.Errorf("meta.json: got %v", err)
+	}
+}
+
 // noTemp is a file system without O_TMPFILE.
 type noTemp struct{}
 
@@ -204,6 +235,30 @@ func TestWithoutTmpfile(t *testing.T) {
 		if strings.Contains(f, ".tmp-") {
 			t.Errorf("%s is left", f)
 		}
+	}
+}
+
+// TestTwoProcesses: processes that store the same and different contents at the
+// same time do not disturb each other.
+func TestTwoProcesses(t *testing.T) {
+	const contents, path = 40, "CFSBOOT_TEST_WRITER"
+	if path := os.Getenv(path); path != "" { // one of them
+		must(t, storeMany(t.Context(), open(t, openDir(t, path)), os.Getpid()%5, contents))
+		return
+	}
+	r := newRepo(t)
+	var writers []*exec.Cmd
+	for range 2 {
+		w := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.run=^TestTwoProcesses$")
+		w.Env = append(os.Environ(), path+"="+r.Path())
+		must(t, w.Start())
+		writers = append(writers, w)
+	}
+	for _, w := range writers {
+		must(t, w.Wait())
+	}
+	if rep := check(t, r); rep.Objects != contents+1 || rep.Streams != 1 || len(rep.Unused) > 0 {
+		t.Errorf("got %d objects, %d streams and the damaged %v, want %d, 1 and none", rep.Objects, rep.Streams, rep.Unused, contents+1)
 	}
 }
 

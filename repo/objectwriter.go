@@ -159,7 +159,7 @@ func (w *ObjectWriter) commit() (d fsverity.Digest, err error) {
 // commitEnforced lets the kernel compute the digest.
 func (w *ObjectWriter) commitEnforced() (d fsverity.Digest, err error) {
 	r := w.r
-	if w.temp, d, err = r.enable(w.temp); err != nil {
+	if w.temp, d, err = r.enable(w.temp, w.size); err != nil {
 		return d, err
 	}
 	if d.IsZero() { // an insecure repository whose file system refuses after all

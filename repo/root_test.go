@@ -285,6 +285,43 @@ func TestRootForks(t *testing.T) {
 	check(t, r)
 }
 
+// keep holds a second writer of the first temporary, as a process does that was
+// forked at the wrong moment and then hangs.
+type keep struct{ fd int }
+
+func (*keep) Before(durable.Op) error { return nil }
+
+func (k *keep) After(op durable.Op, err error) {
+	if op.Kind == durable.OpTemp && err == nil && k.fd < 0 {
+		if k.fd, err = unix.FcntlInt(uintptr(op.FD), unix.F_DUPFD_CLOEXEC, 0); err != nil {
+			panic(err)
+		}
+	}
+}
+
+// TestRootWriterStays: where fs-verity cannot be enabled, because somebody else
+// keeps the file open for writing, it is enabled on a copy.
+func TestRootWriterStays(t *testing.T) {
+	path := newSecureRepo(t, fsverity.SHA512).Path()
+	for _, data := range [][]byte{pattern(5000, 1), pattern(100_000, 2)} {
+		k := &keep{-1}
+		dir, err := openDir(t, path).WithHook(k)
+		must(t, err)
+		defer dir.Close()
+		d, method, err := store(t.Context(), open(t, dir), data, 10_000)
+		if err != nil || d != sum(data) || method != repo.Copied {
+			t.Errorf("%d bytes: got %v, %v, %v", len(data), d, method, err)
+		}
+		if k.fd < 0 {
+			t.Fatal("no temporary was seen")
+		}
+		must(t, unix.Close(k.fd))
+		if got, err := measure(t, filepath.Join(path, "objects", sum(data).ObjectPath())); err != nil || got != sum(data) {
+			t.Errorf("%d bytes: the kernel says %v, %v", len(data), got, err)
+		}
+	}
+}
+
 // TestRootReadOnlyMount: a repository on a read-only bind mount is read, and every
 // write says why not before it begins.
 func TestRootReadOnlyMount(t *testing.T) {

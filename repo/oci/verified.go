@@ -67,6 +67,9 @@ func mark(ctx context.Context, r *repo.Repository, dirName string, name digest.D
 	if err := ctx.Err(); err != nil {
 		return context.Cause(ctx)
 	}
+	if err := r.Writable(); err != nil {
+		return err
+	}
 	dir, err := r.Dir().MkdirAll(dirName, 0o755)
 	if err != nil {
 		return err

@@ -96,7 +96,7 @@ func (r *Reader) start() error {
 // to read the stream.
 func (r *Reader) Cat(w io.Writer, open func(fsverity.Digest) (io.ReadCloser, error)) error {
 	var total int64
-	for {
+	for total <= r.size { // a stream can name a large object millions of times
 		c, err := r.Next()
 		if errors.Is(err, io.EOF) {
 			break

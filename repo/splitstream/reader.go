@@ -20,6 +20,9 @@ const (
 	// maxNamed bounds the decompressed table of named references, in bytes. The
 	// longest real ones have a hundred entries of 90 bytes.
 	maxNamed = 16 << 20
+	// maxTable bounds a table of digests, in bytes: four million objects. It holds
+	// for the writer too.
+	maxTable = 256 << 20
 	// maxWindow is the largest zstd window that the peer's decoder takes.
 	maxWindow = 128 << 20
 )
@@ -157,6 +160,9 @@ func checkSpan(start, end uint64, size, at int64, field string) (span, error) {
 func readTable(src io.ReaderAt, s span, a fsverity.Algorithm, field string) (string, error) {
 	if s.size()%int64(a.Size()) != 0 {
 		return "", formatError(s.start, field, "%d bytes, want a multiple of %d", s.size(), a.Size())
+	}
+	if s.size() > maxTable {
+		return "", formatError(s.start, field, "%d bytes, want at most %d", s.size(), maxTable)
 	}
 	b := make([]byte, s.size())
 	if err := readFull(src, b, s.start, field); err != nil {

@@ -412,6 +412,45 @@ func TestCatChecksLength(t *testing.T) {
 	}
 }
 
+// TestCatStops: a small file that names an object again and again does not make
+// us write it for ever.
+func TestCatStops(t *testing.T) {
+	f := valid() // says 1000 bytes
+	f.stream = compress(make([]byte, 8<<20))
+	content, opened := make([]byte, 300), 0
+	err := read(t, f.bytes(), fsverity.SHA256).Cat(io.Discard, func(fsverity.Digest) (io.ReadCloser, error) {
+		opened++
+		return io.NopCloser(bytes.NewReader(content)), nil
+	})
+	var format *splitstream.FormatError
+	if !errors.As(err, &format) || format.Field != "info.stream_size" || opened != 4 {
+		t.Errorf("got %v after %d objects, want a FormatError after 4", err, opened)
+	}
+}
+
+// holes is a file with zeros behind its content.
+type holes []byte
+
+func (h holes) ReadAt(p []byte, offset int64) (int, error) {
+	clear(p)
+	if offset < int64(len(h)) {
+		copy(p, h[offset:])
+	}
+	return len(p), nil
+}
+
+// TestTableLimit: a sparse file does not make us allocate what it claims.
+func TestTableLimit(t *testing.T) {
+	b := valid().bytes()
+	binary.LittleEndian.PutUint64(b[48:], uint64(len(b)))
+	binary.LittleEndian.PutUint64(b[56:], uint64(len(b)+1<<40))
+	_, err := splitstream.NewReader(holes(b), int64(len(b)+1<<40), fsverity.SHA256)
+	var f *splitstream.FormatError
+	if !errors.As(err, &f) || f.Field != "object_refs" {
+		t.Errorf("got %v, want a FormatError about object_refs", err)
+	}
+}
+
 // failing is a file that cannot be read behind an offset.
 type failing struct {
 	b   []byte

@@ -106,6 +106,9 @@ func (w *Writer) External(d fsverity.Digest, size int64) error {
 	if err := w.check(d); err != nil {
 		return err
 	}
+	if len(w.objects.raw) >= maxTable {
+		return fmt.Errorf("splitstream: more than %d objects", len(w.objects.index))
+	}
 	if size < 0 {
 		return fmt.Errorf("splitstream: object %s of %d bytes", d, size)
 	}
