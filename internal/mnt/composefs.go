@@ -25,7 +25,7 @@ func Composefs(image, objects *os.File, target string, o ComposefsOptions) error
 	if err != nil {
 		return err
 	}
-	defer meta.Close()
+	defer meta.Close() //nolint:errcheck // a mount descriptor: nothing is written through it
 	if err := meta.Attach(target); err != nil {
 		return err
 	}
@@ -40,10 +40,10 @@ func Composefs(image, objects *os.File, target string, o ComposefsOptions) error
 	}.Mount()
 	if err := errors.Join(err, Detach(target)); err != nil {
 		if overlay != nil {
-			overlay.Close()
+			err = errors.Join(err, overlay.Close())
 		}
 		return err
 	}
-	defer overlay.Close()
+	defer overlay.Close() //nolint:errcheck // a mount descriptor: nothing is written through it
 	return overlay.Attach(target)
 }

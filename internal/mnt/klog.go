@@ -17,7 +17,7 @@ func openKernelLog() *kernelLog {
 		return &kernelLog{fd: -1}
 	}
 	if _, err := unix.Seek(fd, 0, unix.SEEK_END); err != nil {
-		unix.Close(fd)
+		_ = unix.Close(fd) // read only
 		fd = -1
 	}
 	return &kernelLog{fd: fd}
@@ -25,7 +25,7 @@ func openKernelLog() *kernelLog {
 
 func (k *kernelLog) close() {
 	if k.fd >= 0 {
-		unix.Close(k.fd)
+		_ = unix.Close(k.fd) // read only
 		k.fd = -1
 	}
 }

@@ -180,7 +180,7 @@ func PrivateDir(path string) error {
 	if err != nil {
 		return err
 	}
-	defer m.Close()
+	defer m.Close() //nolint:errcheck // a mount descriptor: nothing is written through it
 	if err := m.Attach(path); err != nil {
 		return err
 	}
@@ -206,7 +206,7 @@ func PrivateWritable(path string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer m.Close()
+	defer m.Close() //nolint:errcheck // a mount descriptor: nothing is written through it
 	if err := m.SetAttr(0, ReadOnly); err != nil {
 		return nil, err
 	}
