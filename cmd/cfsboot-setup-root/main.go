@@ -3,7 +3,7 @@
 //
 //	cfsboot-setup-root            assemble the root
 //	cfsboot-setup-root --guard    exit 0 only if the root was assembled (asked before the switch)
-//	cfsboot-setup-root --failed   the boot failed: say why, keep the log, reboot
+//	cfsboot-setup-root --failed   the boot failed: say why, keep the log, reboot; exit 0 if a shell is to follow
 //
 // Exit status: 0 done, or nothing to do; 1 failure; 2 usage. Messages go to the kernel log and to stderr.
 package main
@@ -33,7 +33,7 @@ func run(args []string) (status int) {
 	handler := &setuproot.KernelLog{Name: name, PID: os.Getpid(), Console: os.Stderr}
 	if kmsg, err := os.OpenFile("/dev/kmsg", os.O_WRONLY, 0); err == nil {
 		handler.Kmsg = kmsg
-		defer kmsg.Close() //nolint:errcheck // every line is one write
+		defer kmsg.Close()
 	}
 	log := slog.New(handler)
 	defer func() {
@@ -61,7 +61,7 @@ func run(args []string) (status int) {
 	if err != nil {
 		err = &setuproot.Failure{Code: setuproot.CodeConfig, Err: err}
 		if len(args) == 1 && args[0] == "--failed" {
-			policy, err = setuproot.DefaultPolicy(), nil // the failure to be reported may be this one
+			policy, err = setuproot.FallbackPolicy(), nil // the failure to be reported may be this one
 		}
 	}
 	if err == nil {
@@ -94,7 +94,12 @@ func assemble(ctx context.Context, log *slog.Logger, policy setuproot.Policy, cm
 }
 
 func failed(ctx context.Context, log *slog.Logger, policy setuproot.Policy, cmdline string) error {
-	return setuproot.BootFailed(ctx, setuproot.FailedOptions{Cmdline: cmdline, Policy: policy, Logger: log})
+	err := setuproot.BootFailed(ctx, setuproot.FailedOptions{Cmdline: cmdline, Policy: policy, Logger: log})
+	if errors.Is(err, setuproot.ErrShell) {
+		log.Error(err.Error())
+		return nil // the unit's success lets the shell start, its failure reboots
+	}
+	return err
 }
 
 // readPolicy reads the files of the initramfs. A missing file means defaults; anything else that is wrong with one is

@@ -30,12 +30,17 @@ const (
 	dirRWVar   = "rw-var"  // tmpfs of a transient /var
 )
 
-// openWorkshop makes the directories. What an interrupted earlier run left is removed first.
-func openWorkshop(run string) (*workshop, error) {
+// openWorkshop makes the directories. What an interrupted earlier run left is removed first. On error nothing is left.
+func openWorkshop(run string) (_ *workshop, err error) {
 	w := &workshop{run: run, dir: filepath.Join(run, "private")}
 	if err := w.clear(); err != nil {
 		return nil, err
 	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, w.abandon())
+		}
+	}()
 	if err := os.Mkdir(run, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, err
 	}
@@ -43,11 +48,11 @@ func openWorkshop(run string) (*workshop, error) {
 		return nil, err
 	}
 	if err := mnt.PrivateDir(w.dir); err != nil {
-		return nil, errors.Join(err, os.Remove(w.dir))
+		return nil, err
 	}
 	for _, name := range []string{dirMeta, dirObjects, dirRoot, dirRW, dirRWEtc, dirRWVar} {
 		if err := os.Mkdir(w.path(name), 0o700); err != nil {
-			return nil, errors.Join(err, w.clear())
+			return nil, err
 		}
 	}
 	return w, nil
@@ -100,7 +105,7 @@ func (w *workshop) mountImage(img *image, repo *os.File, p Policy) error {
 	if err != nil {
 		return mountFailure(img, err)
 	}
-	defer meta.Close()
+	defer meta.Close() //nolint:errcheck // a mount descriptor: nothing is written through it
 	if err := meta.Attach(w.path(dirMeta)); err != nil {
 		return mountFailure(img, err)
 	}
@@ -125,7 +130,7 @@ func (w *workshop) mountImage(img *image, repo *os.File, p Policy) error {
 	if err != nil {
 		return mountFailure(img, err)
 	}
-	defer root.Close()
+	defer root.Close() //nolint:errcheck // a mount descriptor: nothing is written through it
 	if err := root.Attach(w.path(dirRoot)); err != nil {
 		return mountFailure(img, err)
 	}
@@ -142,7 +147,7 @@ func (w *workshop) attachObjects(repo *os.File) error {
 	if err != nil {
 		return err
 	}
-	defer m.Close()
+	defer m.Close() //nolint:errcheck // a mount descriptor: nothing is written through it
 	if err := m.SetAttr(mnt.ReadOnly|mnt.NoDev|mnt.NoSuid|mnt.NoExec, 0); err != nil {
 		return err
 	}
@@ -156,7 +161,7 @@ func (w *workshop) transientLayers(name, model string, perm os.FileMode) (upper,
 	if err != nil {
 		return "", "", err
 	}
-	defer m.Close()
+	defer m.Close() //nolint:errcheck // a mount descriptor: nothing is written through it
 	if err := m.Attach(w.path(name)); err != nil {
 		return "", "", err
 	}
@@ -231,7 +236,7 @@ func (w *workshop) attachSysroot(root, sysroot *os.File, p Policy) (note string,
 	if err != nil {
 		return "", err
 	}
-	defer m.Close()
+	defer m.Close()               //nolint:errcheck // a mount descriptor: nothing is written through it
 	set := mnt.NoSuid | mnt.NoDev // nothing is run or opened as a device through it
 	if p.SysrootRO {
 		set |= mnt.ReadOnly
@@ -252,7 +257,7 @@ func (w *workshop) publish(sysroot string, physical *os.File) error {
 	if err != nil {
 		return err
 	}
-	defer back.Close()
+	defer back.Close() //nolint:errcheck // a mount descriptor: nothing is written through it
 	for _, name := range []string{dirRW, dirRWEtc, dirRWVar, dirMeta, dirObjects} {
 		if err := w.detachIfMounted(name); err != nil {
 			return err

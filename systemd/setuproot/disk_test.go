@@ -316,6 +316,9 @@ func (m *machine) refuse(o setuproot.Options, code setuproot.Code, words ...stri
 			m.t.Errorf("the line does not name %q: %v", w, f)
 		}
 	}
+	if notes := strings.Join(f.Notes, "\n"); strings.Contains(notes, "cleaning up") {
+		m.t.Errorf("notes: %s", notes)
+	}
 	if strings.Contains(f.Error(), "\n") || len(f.Error()) > 900 {
 		m.t.Errorf("%d bytes, want one line of at most 900: %q", len(f.Error()), f.Error())
 	}

@@ -7,5 +7,8 @@ func Denied(sealed bool, cmdline string) (string, bool) {
 	return Policy{Sealed: sealed}.denied(bls.ParseCmdline(cmdline))
 }
 
+// AsFailure shows what Run makes of an error.
+var AsFailure = asFailure
+
 // HasFilesystem shows how /proc/filesystems is read.
 var HasFilesystem = hasFilesystem

@@ -25,7 +25,7 @@ type FailedOptions struct {
 	BootID  string // name of the log; default from /proc
 	Cmdline string // the kernel's command line
 	Policy  Policy
-	Logger  *slog.Logger
+	Logger  *slog.Logger                               // nil: discard
 	KmsgLog func() ([]byte, error)                     // the kernel log; default /dev/kmsg
 	End     func(Action) error                         // reboots or powers off; default reboot(2)
 	Wait    func(context.Context, time.Duration) error // default: sleep
@@ -47,6 +47,9 @@ const (
 func BootFailed(ctx context.Context, o FailedOptions) error {
 	if o.Sysroot == "" {
 		o.Sysroot = "/sysroot"
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	if o.KmsgLog == nil {
 		o.KmsgLog = readKmsg

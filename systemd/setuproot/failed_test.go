@@ -55,6 +55,7 @@ func TestBootFailed(t *testing.T) {
 		{"shell by policy", shell, "", "", setuproot.ErrShell},
 		{"shell by a person", policy, "rd.shell", "", setuproot.ErrShell},
 		{"no shell by a person", policy, "rd.shell=0", setuproot.ActionReboot, nil},
+		{"shell where the policy is unreadable", setuproot.FallbackPolicy(), "rd.shell", setuproot.ActionReboot, nil},
 		{"shell on a sealed machine", sealed, "rd.shell rd.break", setuproot.ActionReboot, nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -135,6 +136,31 @@ func TestLogFailure(t *testing.T) {
 	want := "p: CFS-B05: kernel parameter composefs.digest=x: /sysroot/composefs/images/x: fs-verity digest expected sha512:a, found sha512:b: input/output error\np:   one\np:   two\n"
 	if b.String() != want {
 		t.Errorf("got\n%swant\n%s", b.String(), want)
+	}
+}
+
+// TestAsFailure: what went wrong while cleaning up is a note of the failure, and only that is.
+func TestAsFailure(t *testing.T) {
+	want := &setuproot.Failure{Code: setuproot.CodeDigest, Err: unix.EIO}
+	for _, c := range []struct {
+		name  string
+		err   error
+		notes string
+	}{
+		{"alone", want, ""},
+		{"cleaned up", errors.Join(want, nil), ""},
+		{"twice", errors.Join(errors.Join(want, nil), nil), ""},
+		{"not cleaned up", errors.Join(want, errors.Join(unix.EBUSY, unix.EPERM)), "while cleaning up: device or resource busy; operation not permitted"},
+	} {
+		want.Notes = nil
+		got := setuproot.AsFailure(c.err)
+		if got != error(want) || strings.Join(want.Notes, "|") != c.notes {
+			t.Errorf("%s: got %v, notes %q, want notes %q", c.name, got, want.Notes, c.notes)
+		}
+	}
+	var f *setuproot.Failure
+	if got := setuproot.AsFailure(unix.EIO); !errors.As(got, &f) || f.Code != setuproot.CodePlace {
+		t.Errorf("another error: %v", got)
 	}
 }
 

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/BurntSushi/toml"
 
@@ -51,6 +53,14 @@ func DefaultPolicy() Policy {
 		RequireKarg: true, Failure: ActionReboot, FailureTimeout: 15 * time.Second,
 		Etc: MountBind, Var: MountBind, SysrootRO: true,
 	}
+}
+
+// FallbackPolicy is the policy of a machine whose files cannot be read or are invalid: they may have been meant to be
+// strict, so a person at the console gets no shell.
+func FallbackPolicy() Policy {
+	p := DefaultPolicy()
+	p.Sealed = true
+	return p
 }
 
 // mountTable is [etc] or [var] of either file.
@@ -206,11 +216,12 @@ func (p *Policy) readFailure(action, timeout string) error {
 }
 
 // deniedKeys give a shell or start other code on a machine that is otherwise sealed (boot.md 1.2). They are compared
-// with '_' for '-', which the kernel and systemd take as the same.
+// with '_' for '-', which the kernel and systemd take as the same, and those of systemd without the "rd." that makes
+// them count in the initramfs only.
 var deniedKeys = []string{
-	"rd.break", "rd.shell", "SYSTEMD_SULOGIN_FORCE", "systemd.unit", "rd.systemd.unit", "init", "rdinit",
-	"systemd.debug_shell", "rd.systemd.debug_shell",
-	"systemd.run", "systemd.wants", "rd.systemd.wants", "systemd.mask", "rd.systemd.mask",
+	"rd.break", "rd.shell", "rd.cmdline", "SYSTEMD_SULOGIN_FORCE", "init", "rdinit",
+	"systemd.unit", "systemd.wants", "systemd.mask", "systemd.run", "systemd.break", "systemd.debug_shell", "systemd.crash_shell",
+	"systemd.setenv", "systemd.set_credential", "systemd.set_credential_binary", "systemd.mount_extra",
 	"emergency", "rd.emergency", "rescue", "single", "s", "S", "1", "_b", "rd.rescue",
 }
 
@@ -220,13 +231,27 @@ func (p Policy) denied(cmdline bls.Cmdline) (token string, found bool) {
 		return "", false
 	}
 	for _, token := range cmdline {
-		key, value, _ := bls.SplitToken(token)
+		if strings.ContainsFunc(token, ambiguous) {
+			return token, true
+		}
+		key, value, _ := strings.Cut(strings.ReplaceAll(token, `"`, ""), "=") // systemd drops quotes anywhere in a token
 		if key == "rd.emergency" && (value == "reboot" || value == "poweroff" || value == "halt") {
 			continue // the opposite of a shell
 		}
-		if slices.Contains(deniedKeys, strings.ReplaceAll(key, "-", "_")) {
+		key = strings.ReplaceAll(key, "-", "_")
+		if rest, ok := strings.CutPrefix(key, "rd."); ok && strings.HasPrefix(rest, "systemd.") {
+			key = rest
+		}
+		if slices.Contains(deniedKeys, key) {
 			return token, true
 		}
 	}
 	return "", false
+}
+
+// ambiguous reports whether a character makes systemd, the kernel and this program cut a command line in different
+// places, so that one would see a parameter where another sees a part of a value: the single quote, which only systemd
+// knows, and what only some take for white space.
+func ambiguous(r rune) bool {
+	return r == '\'' || unicode.IsSpace(r) && r != ' ' || unicode.IsControl(r) || r == utf8.RuneError
 }

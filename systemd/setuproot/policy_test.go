@@ -85,6 +85,12 @@ func TestSealedRefuses(t *testing.T) {
 	for _, token := range []string{
 		"rd.break", "rd.break=pre-mount", "rd.shell=1", "SYSTEMD_SULOGIN_FORCE=1", "systemd.unit=rescue.target", "rd.systemd.unit=emergency.target",
 		"init=/bin/sh", "systemd.debug_shell", "systemd.debug-shell=1", `"init=/bin/sh"`, "rd.emergency", "emergency", "single", "S", "1", "-b",
+		"rd.systemd.debug_shell", "rd.systemd.mask=x.service", "rd.systemd.break=pre-mount", "systemd.setenv=LD_PRELOAD=/x",
+		"systemd.set_credential=systemd.extra-unit.x.service:x", "rd.systemd.mount-extra=x:/usr",
+		// systemd takes quotes away wherever they stand, single ones too; all of these start rescue.target.
+		`systemd.un"it"=rescue.target`, `"systemd.unit"=rescue.target`, `systemd."unit=rescue target"`, "'systemd.unit=rescue.target'", "systemd.un'it'=rescue.target",
+		// One token for us, three for systemd; a white space for the kernel only; not text.
+		`x=a'b"c' systemd.unit=rescue.target y="`, "x\vinit=/bin/sh", "x\u00a0init=/bin/sh", "x\xa0init=/bin/sh",
 	} {
 		if got, found := setuproot.Denied(true, "quiet "+token+" rw"); !found || got != token {
 			t.Errorf("%s: got %q, %v", token, got, found)
@@ -93,7 +99,7 @@ func TestSealedRefuses(t *testing.T) {
 			t.Errorf("%s is refused although the initramfs is not sealed", token)
 		}
 	}
-	for _, line := range []string{"", "root=UUID=1 rw quiet splash console=ttyS0 panic=30", "rd.emergency=reboot", "initrd=\\x", "systemd.unitx=1", "rd.timeout=180"} {
+	for _, line := range []string{"", "root=UUID=1 rw quiet splash console=ttyS0 panic=30", "rd.emergency=reboot", "initrd=\\x", "systemd.unitx=1", "rd.timeout=180", `dyndbg="file x.c +p"`, "rd.systemd.unitx=1", "x=systemd.unit=1"} {
 		if got, found := setuproot.Denied(true, line); found {
 			t.Errorf("%q: refused %q", line, got)
 		}

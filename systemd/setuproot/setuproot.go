@@ -46,7 +46,7 @@ func (o *Options) setDefaults() {
 		o.Volatile = "/run/systemd/volatile-root"
 	}
 	if o.Logger == nil {
-		o.Logger = slog.New(slog.NewTextHandler(io.Discard, nil))
+		o.Logger = slog.New(slog.DiscardHandler)
 	}
 }
 
@@ -323,8 +323,9 @@ func hasFilesystem(text, name string) bool {
 func asFailure(err error) error {
 	var f *Failure
 	if errors.As(err, &f) {
-		if err != error(f) {
-			f.Notes = append(f.Notes, "while cleaning up: "+strings.ReplaceAll(strings.TrimPrefix(err.Error(), f.Error()+"\n"), "\n", "; "))
+		// What was joined to it came up while cleaning up.
+		if more := strings.TrimPrefix(strings.TrimPrefix(err.Error(), f.Error()), "\n"); more != "" {
+			f.Notes = append(f.Notes, "while cleaning up: "+strings.ReplaceAll(more, "\n", "; "))
 		}
 		return f
 	}

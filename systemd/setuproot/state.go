@@ -106,7 +106,7 @@ func (s *stateMounts) bind(dir *os.File, name string, slave bool) error {
 	if err != nil {
 		return s.fail(CodeMount, name, err)
 	}
-	defer m.Close()
+	defer m.Close() //nolint:errcheck // a mount descriptor: nothing is written through it
 	if err := m.SetAttr(0, mnt.ReadOnly|mnt.NoExec|mnt.NoSuid|mnt.NoDev); err != nil {
 		return s.fail(CodeMount, name, err)
 	}
@@ -169,7 +169,7 @@ func (s *stateMounts) mountOverlay(source, name, lower, upper, work string) erro
 	if err != nil {
 		return s.fail(stateCode(err), name, err)
 	}
-	defer m.Close()
+	defer m.Close() //nolint:errcheck // a mount descriptor: nothing is written through it
 	return s.attach(m, name)
 }
 
