@@ -8,6 +8,9 @@ import (
 // SetupRootUnit is the unit of the initramfs that assembles the root.
 const SetupRootUnit = "cfsboot-setup-root.service"
 
+// bootCheckUnit is the unit that notices that the former did not run.
+const bootCheckUnit = "cfsboot-boot-check.service"
+
 // Paths in the initramfs.
 const (
 	SetupRootProgram = "/usr/lib/cfsboot/cfsboot-setup-root"
@@ -26,11 +29,12 @@ type InitramfsFile struct {
 }
 
 // InitramfsFiles returns what an initramfs needs besides the program, its configuration and the kernel modules: the
-// units, and the link that makes initrd-root-fs.target require the first one.
+// units, and the links that make initrd-root-fs.target require the first one and initrd.target want the check.
 func InitramfsFiles() ([]InitramfsFile, error) {
 	var out []InitramfsFile
 	for _, f := range []struct{ name, path string }{
 		{SetupRootUnit, SetupRootUnit},
+		{bootCheckUnit, bootCheckUnit},
 		{"cfsboot-boot-failed.service", "cfsboot-boot-failed.service"},
 		{"emergency.service.conf", "emergency.service.d/10-cfsboot.conf"},
 		{"emergency.target.conf", "emergency.target.d/10-cfsboot.conf"},
@@ -43,5 +47,8 @@ func InitramfsFiles() ([]InitramfsFile, error) {
 		}
 		out = append(out, InitramfsFile{Path: initramfsUnits + f.path, Data: data})
 	}
-	return append(out, InitramfsFile{Path: initramfsUnits + "initrd-root-fs.target.requires/" + SetupRootUnit, Link: "../" + SetupRootUnit}), nil
+	return append(out,
+		InitramfsFile{Path: initramfsUnits + "initrd-root-fs.target.requires/" + SetupRootUnit, Link: "../" + SetupRootUnit},
+		InitramfsFile{Path: initramfsUnits + "initrd.target.wants/" + bootCheckUnit, Link: "../" + bootCheckUnit},
+	), nil
 }

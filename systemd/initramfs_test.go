@@ -88,14 +88,61 @@ func TestP10Required(t *testing.T) {
 			t.Errorf("%s lacks %s", file, line)
 		}
 	}
+	wantLink(t, "initrd-root-fs.target.requires/cfsboot-setup-root.service", "../cfsboot-setup-root.service")
+}
+
+func wantLink(t *testing.T, path, target string) {
+	t.Helper()
 	files, err := systemd.InitramfsFiles()
 	if err != nil {
 		t.Fatal(err)
 	}
 	if !slices.ContainsFunc(files, func(f systemd.InitramfsFile) bool {
-		return f.Path == "/usr/lib/systemd/system/initrd-root-fs.target.requires/cfsboot-setup-root.service" && f.Link == "../cfsboot-setup-root.service"
+		return f.Path == "/usr/lib/systemd/system/"+path && f.Link == target
 	}) {
-		t.Error("the link below initrd-root-fs.target.requires is missing")
+		t.Errorf("the link %s to %s is missing", path, target)
+	}
+}
+
+// TestMaskedUnit: systemd drops initrd-root-fs.target and all that requires it if the unit that it requires is masked. A
+// unit that hangs on none of them asks whether a root was assembled, and its failure ends the boot.
+func TestMaskedUnit(t *testing.T) {
+	wantLink(t, "initrd.target.wants/cfsboot-boot-check.service", "../cfsboot-boot-check.service")
+	u := unitFile(t, "cfsboot-boot-check.service")
+	for section, want := range map[string][]string{
+		"Unit": {
+			"DefaultDependencies=no", "After=initrd-root-fs.target cfsboot-setup-root.service", "Before=initrd.target",
+			"OnFailure=cfsboot-boot-failed.service emergency.target", "OnFailureJobMode=replace-irreversibly",
+			"Conflicts=cfsboot-boot-failed.service emergency.target shutdown.target",
+		},
+		"Service": {"Type=oneshot", "ExecStart=" + systemd.SetupRootProgram + " --guard"},
+	} {
+		for _, line := range want {
+			if !slices.Contains(u[section], line) {
+				t.Errorf("[%s] lacks %s", section, line)
+			}
+		}
+	}
+	for _, section := range u {
+		for _, line := range section {
+			if key, value, _ := strings.Cut(line, "="); strings.HasPrefix(key, "Condition") ||
+				slices.Contains([]string{"Requires", "Requisite", "BindsTo", "PartOf"}, key) {
+				t.Errorf("%s=%s: the check would be dropped together with what it checks", key, value)
+			}
+		}
+	}
+}
+
+// TestFailedReboots: if the program that reboots fails, systemd does it, and no shell is reached.
+func TestFailedReboots(t *testing.T) {
+	u := unitFile(t, "cfsboot-boot-failed.service")
+	for _, line := range []string{"FailureAction=reboot-immediate", "Before=emergency.service"} {
+		if !slices.Contains(u["Unit"], line) {
+			t.Errorf("[Unit] lacks %s", line)
+		}
+	}
+	if !slices.Contains(u["Service"], "ExecStart="+systemd.SetupRootProgram+" --failed") {
+		t.Errorf("[Service] %q", u["Service"])
 	}
 }
 
@@ -114,6 +161,9 @@ func TestDracutModule(t *testing.T) {
 		word, isDropIn := strings.CutSuffix(name, ".d/10-cfsboot.conf")
 		if isDropIn {
 			word = " " + word
+		}
+		if f.Link != "" {
+			word = "ln -sf " + f.Link + ` "$initdir$systemdsystemunitdir/` + name + `"`
 		}
 		if !strings.Contains(string(script), word) {
 			t.Errorf("the dracut module does not install %s", name)
@@ -158,7 +208,7 @@ func TestOracleUnits(t *testing.T) {
 		}
 	}
 	write(systemd.SetupRootProgram, "#!/bin/true\n", 0o755)
-	for _, name := range []string{"sysroot.mount", "initrd-root-fs.target", "initrd-switch-root.target", "emergency.target", "shutdown.target", "sysinit.target", "basic.target", "umount.target"} {
+	for _, name := range []string{"sysroot.mount", "initrd-root-fs.target", "initrd-switch-root.target", "initrd.target", "emergency.target", "shutdown.target", "sysinit.target", "basic.target", "umount.target"} {
 		text := "[Unit]\nDescription=stand-in\nDefaultDependencies=no\n"
 		if strings.HasSuffix(name, ".mount") {
 			text += "[Mount]\nWhat=/dev/null\nWhere=/sysroot\n"

@@ -157,7 +157,7 @@ func TestAppendInitrd(t *testing.T) {
 			}
 			newer := append(slices.Clone(program), "newer"...)
 			updated, r, err := appendHook(t, out, systemd.InitrdOptions{Program: newer})
-			if err != nil || !r.Changed || !bytes.HasPrefix(updated, initrd) || bytes.Count(updated, []byte("setup-root --guard")) != 1 {
+			if err != nil || !r.Changed || !bytes.HasPrefix(updated, initrd) || bytes.Count(updated, []byte("WantedBy=initrd.target")) != 1 {
 				t.Errorf("update: %+v, %v", r, err)
 			}
 		})

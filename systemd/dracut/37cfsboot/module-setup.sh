@@ -22,7 +22,7 @@ install() {
 
     inst_simple /usr/lib/cfsboot/cfsboot-setup-root
     inst_multiple -o /usr/lib/cfsboot/initramfs.toml /usr/lib/composefs/setup-root-conf.toml modprobe sulogin
-    for unit in cfsboot-setup-root.service cfsboot-boot-failed.service; do
+    for unit in cfsboot-setup-root.service cfsboot-boot-check.service cfsboot-boot-failed.service; do
         inst_simple "$from/$unit" "$systemdsystemunitdir/$unit"
     done
     for unit in emergency.service emergency.target initrd-root-fs.target initrd-switch-root.service; do
@@ -31,4 +31,6 @@ install() {
     # Required, not wanted: the machine must not go on without it.
     mkdir -p "$initdir$systemdsystemunitdir/initrd-root-fs.target.requires"
     ln -sf ../cfsboot-setup-root.service "$initdir$systemdsystemunitdir/initrd-root-fs.target.requires/cfsboot-setup-root.service"
+    mkdir -p "$initdir$systemdsystemunitdir/initrd.target.wants"
+    ln -sf ../cfsboot-boot-check.service "$initdir$systemdsystemunitdir/initrd.target.wants/cfsboot-boot-check.service"
 }
