@@ -2,6 +2,7 @@ package progress
 
 import (
 	"fmt"
+	"math"
 	"strconv"
 	"strings"
 	"unicode"
@@ -9,18 +10,21 @@ import (
 
 // FormatBytes renders a size for people: bytes up to 1023, then one decimal in
 // KiB, MiB, GiB or TiB.
-func FormatBytes(n int64) string {
+func FormatBytes(n int64) string { return FormatSize(n, 1) }
+
+// FormatSize is FormatBytes with another number of decimals.
+func FormatSize(n int64, decimals int) string {
 	if n < 1024 && n > -1024 {
 		return strconv.FormatInt(n, 10) + " B"
 	}
 	f, unit := float64(n)/1024, "KiB"
 	for _, u := range []string{"MiB", "GiB", "TiB"} {
-		if f < 1023.95 && f > -1023.95 {
+		if limit := 1024 - 0.5*math.Pow10(-decimals); f < limit && f > -limit {
 			break
 		}
 		f, unit = f/1024, u
 	}
-	return fmt.Sprintf("%.1f %s", f, unit)
+	return fmt.Sprintf("%.*f %s", decimals, f, unit)
 }
 
 func formatAmount(n int64, u Unit) string {

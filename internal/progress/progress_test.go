@@ -30,6 +30,11 @@ func TestFormatBytes(t *testing.T) {
 			t.Errorf("FormatBytes(%d) = %q, want %q", n, got, want)
 		}
 	}
+	for n, want := range map[int64]string{0: "0 B", 800: "800 B", 1500000: "1.43 MiB", 1048575: "1.00 MiB", 1048570: "1023.99 KiB"} {
+		if got := progress.FormatSize(n, 2); got != want {
+			t.Errorf("FormatSize(%d, 2) = %q, want %q", n, got, want)
+		}
+	}
 }
 
 func TestNilReporter(t *testing.T) {

@@ -10,8 +10,14 @@ import (
 // ReadTar walks an uncompressed layer with pieces of the given size and returns
 // its entries, with made-up objects, and the recorded bytes.
 func ReadTar(b []byte, size int) ([]tree.Entry, []byte, error) {
+	return ReadTarLimit(b, size, MaxMetadata)
+}
+
+// ReadTarLimit is ReadTar with another limit than MaxMetadata.
+func ReadTarLimit(b []byte, size int, limit int64) ([]tree.Entry, []byte, error) {
 	t := &tape{in: &sliceSource{b, size}}
 	a := newArchive(t, "layer")
+	a.limit = limit
 	var entries []tree.Entry
 	var all []byte
 	var m member

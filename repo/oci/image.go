@@ -106,12 +106,13 @@ func ParseManifest(where string, b []byte) (v1.Manifest, error) {
 	return m, nil
 }
 
-// isLayer knows the media types of tar layers, docker's too.
+// isLayer knows the media types of tar layers, docker's too. Encrypted ones are
+// none.
 func isLayer(mediaType string) bool {
-	base, _, _ := strings.Cut(mediaType, "+")
+	base, suffix, _ := strings.Cut(mediaType, "+")
 	switch base {
 	case v1.MediaTypeImageLayer, "application/vnd.oci.image.layer.nondistributable.v1.tar":
-		return true
+		return suffix == "" || suffix == "gzip" || suffix == "zstd"
 	}
 	switch mediaType {
 	case "application/vnd.docker.image.rootfs.diff.tar", "application/vnd.docker.image.rootfs.diff.tar.gzip",

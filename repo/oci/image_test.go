@@ -253,6 +253,7 @@ func TestParseManifestAndConfig(t *testing.T) {
 		"artifact":         {edit(func(m *v1.Manifest) { m.Config.MediaType = v1.MediaTypeEmptyJSON }), new(*oci.MediaTypeError)},
 		"no layers":        {edit(func(m *v1.Manifest) { m.Layers = nil }), new(*oci.FormatError)},
 		"layer media type": {edit(func(m *v1.Manifest) { m.Layers[1].MediaType = "application/json" }), new(*oci.MediaTypeError)},
+		"encrypted layer":  {edit(func(m *v1.Manifest) { m.Layers[1].MediaType = v1.MediaTypeImageLayerGzip + "+encrypted" }), new(*oci.MediaTypeError)},
 		"layer digest":     {edit(func(m *v1.Manifest) { m.Layers[1].Digest = "sha256:x" }), new(*oci.FormatError)},
 		"layer size":       {edit(func(m *v1.Manifest) { m.Layers[1].Size = -1 }), new(*oci.FormatError)},
 		"config digest":    {edit(func(m *v1.Manifest) { m.Config.Digest = "md5:00" }), new(*oci.FormatError)},

@@ -26,6 +26,8 @@ type Layer struct {
 	Stream  fsverity.Digest // the splitstream, an object; not published yet
 	Entries []tree.Entry    // in tar order
 	Size    int64           // uncompressed bytes
+	Inline  int64           // of these, what the splitstream holds
+	Memory  int64           // bytes that Entries take, about
 }
 
 // ImportLayer reads a layer blob, stores its files as objects and its tar as a
@@ -88,6 +90,7 @@ func importTar(ctx context.Context, r *repo.Repository, in *readAhead, diffID di
 		return nil, &DigestError{Where: "uncompressed layer", Got: got, Want: diffID, GotSize: s.tape.offset, WantSize: s.tape.offset}
 	}
 	s.layer.Size = s.tape.offset
+	s.layer.Inline += s.tape.offset
 	if s.layer.Stream, err = out.Commit(ctx); err != nil {
 		return nil, err
 	}
@@ -125,6 +128,7 @@ func (s *splitter) split(ctx context.Context, where string) error {
 			}
 		}
 	}
+	s.layer.Memory = a.taken
 	return s.tail(a)
 }
 
@@ -179,6 +183,7 @@ func (s *splitter) external(ctx context.Context, size int64) (fsverity.Digest, e
 	if err != nil {
 		return fsverity.Digest{}, err
 	}
+	s.layer.Inline -= size
 	return d, s.out.External(d, size)
 }
 
@@ -238,7 +243,7 @@ func LoadLayer(ctx context.Context, r *repo.Repository, diffID digest.Digest, st
 	chunks := &chunkReader{r: in.Reader}
 	t := &tape{in: chunks}
 	a := newArchive(t, "layer "+diffID.String())
-	layer := &Layer{DiffID: diffID, Stream: stream, Size: in.Size()}
+	layer := &Layer{DiffID: diffID, Stream: stream, Size: in.Size(), Inline: in.Size()}
 	var m member
 	for {
 		if err := ctx.Err(); err != nil {
@@ -247,6 +252,7 @@ func LoadLayer(ctx context.Context, r *repo.Repository, diffID digest.Digest, st
 		t.raw = t.raw[:0]
 		err := a.next(&m)
 		if IsEOF(err) {
+			layer.Memory = a.taken
 			return layer, nil
 		}
 		if err != nil {
@@ -254,7 +260,7 @@ func LoadLayer(ctx context.Context, r *repo.Repository, diffID digest.Digest, st
 		}
 		e, err := m.node(
 			func() ([]byte, error) { return t.takeInline(m.size) },
-			func() (fsverity.Digest, error) { return chunks.external(t, m.size) },
+			func() (fsverity.Digest, error) { layer.Inline -= m.size; return chunks.external(t, m.size) },
 		)
 		if err != nil {
 			return nil, a.failBody(err)

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/iotest"
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
@@ -121,7 +122,7 @@ func TestLayerRoundTrip(t *testing.T) {
 	in := append(archive(members...), strings.Repeat("\x00", 9999)+"tail"...)
 	diffID := digest.FromBytes(in)
 	r := repotest.New(t, fsverity.SHA256)
-	l, err := oci.ImportLayer(t.Context(), r, &oneByte{bytes.NewReader(in[:2000]), bytes.NewReader(in[2000:])}, diffID)
+	l, err := oci.ImportLayer(t.Context(), r, iotest.OneByteReader(bytes.NewReader(in)), diffID)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -141,6 +142,11 @@ func TestLayerRoundTrip(t *testing.T) {
 	if s.Objects() != len(objects) || s.Size() != int64(len(in)) {
 		t.Errorf("%d objects in a stream of %d bytes, want %d and %d", s.Objects(), s.Size(), len(objects), len(in))
 	}
+	// In one piece it gives the same stream.
+	whole, err := oci.ImportLayer(t.Context(), repotest.New(t, fsverity.SHA256), bytes.NewReader(in), diffID)
+	if err != nil || whole.Stream != l.Stream {
+		t.Errorf("in one piece: %v, %v, want the stream %s", whole, err, l.Stream)
+	}
 	var out bytes.Buffer
 	if _, err := s.WriteTo(&out); err != nil || !bytes.Equal(out.Bytes(), in) {
 		t.Errorf("reassembled %d bytes, %v; want %d", out.Len(), err, len(in))
@@ -148,15 +154,77 @@ func TestLayerRoundTrip(t *testing.T) {
 	repotest.Check(t, r)
 }
 
-// oneByte reads its first part byte by byte.
-type oneByte struct{ slow, fast io.Reader }
-
-func (o *oneByte) Read(p []byte) (int, error) {
-	n, err := o.slow.Read(p[:1])
-	if oci.IsEOF(err) {
-		return o.fast.Read(p)
+// TestLayerStats: what an import stores, and that a second look stores nothing.
+func TestLayerStats(t *testing.T) {
+	t.Parallel()
+	var members []raw
+	for _, n := range []int{0, 4095, 4096, 4097} {
+		members = append(members, raw{name: fmt.Sprint(n), typ: '0', body: strings.Repeat("\x00", n)})
 	}
-	return n, err
+	in := archive(members...)
+	r := repotest.New(t, fsverity.SHA256)
+	l, err := oci.ImportLayer(t.Context(), r, bytes.NewReader(in), digest.FromBytes(in))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := oci.PublishLayer(t.Context(), r, l); err != nil {
+		t.Fatal(err)
+	}
+	first := r.Stats()
+	const files = 4095 + 4096 + 4097
+	if first.ObjectsCopied != 3+1 || first.ObjectsPresent != 0 || l.Inline != int64(len(in))-files { // the stream is an object too
+		t.Errorf("got %+v and %d bytes inline, want 4 copied objects, none present, %d bytes", first, l.Inline, len(in)-files)
+	}
+	for i, want := range map[int]string{ // repository.md 1.13
+		1: "5372beb83c78537c8970c8361e3254119fafdf1763854ecd57d3f0fe2da7c719",
+		2: "babc284ee4ffe7f449377fbf6692715b43aec7bc39c094a95878904d34bac97e",
+		3: "093756e4ea9683329106d4a16982682ed182c14bf076463a9e7f97305cbac743",
+	} {
+		if got := l.Entries[i].Node.Digest.Hex(); got != want {
+			t.Errorf("%s: object %s, want %s", l.Entries[i].Path, got, want)
+		}
+	}
+	id, ok, err := oci.FindLayer(t.Context(), r, l.DiffID, nil)
+	if err != nil || !ok || id != l.Stream {
+		t.Errorf("found %s, %v, %v, want %s", id, ok, err, l.Stream)
+	}
+	again, err := oci.LoadLayer(t.Context(), r, l.DiffID, id)
+	if err != nil || again.Inline != l.Inline || again.Memory != l.Memory || again.Size != l.Size {
+		t.Errorf("loaded %+v, %v, want the numbers of %+v", again, err, l)
+	}
+	if second := r.Stats(); second != first {
+		t.Errorf("the second time stored something: %+v, then %+v", first, second)
+	}
+}
+
+// TestPinnedLayers are the three layers whose config composefs-rs pins in a test
+// (repository.md 2.11 a). The diff_ids say that the tars are the same; how they are
+// cut is what the pinned digest rests on.
+func TestPinnedLayers(t *testing.T) {
+	t.Parallel()
+	r := repotest.New(t, fsverity.SHA256)
+	for _, c := range []struct {
+		name, diffID string
+		size         int
+	}{
+		{"alpha", "757d6903198804b6ed96421a93a9973f5facc0e445a2a6c61cb0129eb67026e2", 1000},
+		{"beta", "77dd145166ef191089dabd4d2c52d32143850a3c81a074fedf48dca360e2dcb9", 2000},
+		{"gamma", "9b57f0e91c403b650e9391fd5e4154cac5dc1469acc0f3312e6149aa34f160ef", 3000},
+	} {
+		in := archive(raw{name: c.name, typ: '0', mode: "0000700\x00", body: strings.Repeat("\x00", c.size), bare: true})
+		l, err := oci.ImportLayer(t.Context(), r, bytes.NewReader(in), digest.Digest("sha256:"+c.diffID))
+		if err != nil {
+			t.Errorf("%s: %v", c.name, err)
+			continue
+		}
+		if err := oci.PublishLayer(t.Context(), r, l); err != nil {
+			t.Fatal(err)
+		}
+		object := fsverity.Sum(fsverity.SHA256, make([]byte, c.size)).Hex()
+		if got, want := describeStream(t, r, oci.LayerStream(l.DiffID), nil), fmt.Sprintf("-512 %s -%d", object, -c.size&511+1024); got != want {
+			t.Errorf("%s: chunks %s, want %s", c.name, got, want)
+		}
+	}
 }
 
 // TestWorkedExample is repository.md 3.9: names, tables and chunks of every

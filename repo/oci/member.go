@@ -49,6 +49,16 @@ func (m *member) regular() bool {
 // external reports whether the body becomes an object.
 func (m *member) external() bool { return m.regular() && m.size > inlineMax }
 
+// memory estimates what the entry of the member takes, in bytes.
+func (m *member) memory() int64 {
+	const node, xattr = 400, 48
+	n := node + len(m.path) + len(m.link)
+	for _, x := range m.meta.Xattrs {
+		n += xattr + len(x.Name) + len(x.Value)
+	}
+	return int64(n)
+}
+
 // entry makes the tree entry of anything but a regular file.
 func (m *member) entry() (tree.Entry, error) {
 	e := tree.Entry{Path: m.path}
@@ -85,10 +95,12 @@ type archive struct {
 	pad   int    // bytes of padding behind the last body
 	start int64  // offset of the member's first header block
 	name  string // of the present member
+	taken int64  // bytes of memory for the entries so far
+	limit int64  // of taken
 }
 
 func newArchive(in *tape, where string) *archive {
-	return &archive{tape: in, tr: tar.NewReader(in), where: where}
+	return &archive{tape: in, tr: tar.NewReader(in), where: where, limit: MaxMetadata}
 }
 
 // fail adds the place to an error.
@@ -139,6 +151,9 @@ func (a *archive) next(m *member) error {
 		}
 		a.name = m.path
 		a.pad = int(-m.size & (blockSize - 1))
+		if a.taken += m.memory(); a.taken > a.limit {
+			return a.fail(fmt.Errorf("the names and attributes of the files take more than %d bytes", a.limit))
+		}
 		return nil
 	}
 }

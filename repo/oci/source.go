@@ -15,6 +15,9 @@ import (
 const (
 	MaxManifestSize = 4 << 20 // bytes of a manifest or an index
 	MaxConfigSize   = 16 << 20
+	// MaxMetadata is how many bytes the entries of an image may take in memory:
+	// over two million files. A small blob can decompress to more.
+	MaxMetadata = 1 << 30
 )
 
 // Source is a place that one image comes from. Implementations are safe for

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -158,6 +159,80 @@ func TestTarEntries(t *testing.T) {
 				t.Errorf("got %d entries, %s\nwant %s", len(entries), describeEntry(entries[0]), tc.want)
 			}
 		})
+	}
+}
+
+// nameOf returns a path of n bytes.
+func nameOf(n int) string {
+	const part = "file-with_special.chars@123/"
+	return strings.Repeat(part, n/len(part)+1)[:n-1] + "x"
+}
+
+// TestNames: names of all lengths, in each way to write them, are read as they
+// were written, and so is every byte of the tar.
+func TestNames(t *testing.T) {
+	t.Parallel()
+	gnuLong := func(typ byte, s string) raw {
+		return raw{name: "././@LongLink", typ: typ, magic: gnu, body: s + "\x00"}
+	}
+	x := func(record string) raw { return raw{name: "PaxHeaders/x", typ: 'x', body: pax(record)} }
+	check := func(style, path, link string, members ...raw) {
+		t.Helper()
+		in := archive(members...)
+		entries, recorded, err := oci.ReadTar(in, 1000)
+		if err != nil || len(entries) != 1 || !bytes.Equal(recorded, in) {
+			t.Errorf("%s, name of %d bytes, link of %d: %d entries, %d of %d bytes, %v", style, len(path), len(link), len(entries), len(recorded), len(in), err)
+			return
+		}
+		e := entries[0]
+		got := e.HardLink
+		if e.Node != nil {
+			got = e.Node.Target
+		}
+		if e.Path != path || got != link {
+			t.Errorf("%s: got %q and link %q, want %q and %q", style, e.Path, got, path, link)
+		}
+	}
+	for n := 1; n <= 500; n++ {
+		path := nameOf(n)
+		if n <= 100 {
+			check("name field", path, "", raw{name: path, typ: '6'})
+		}
+		if i := strings.LastIndexByte(path[:min(n, 156)], '/'); i > 0 && n-i-1 <= 100 {
+			check("prefix", path, "", raw{prefix: path[:i], name: path[i+1:], typ: '6'})
+		}
+		check("GNU", path, "", gnuLong('L', path), raw{name: path[:min(n, 100)], typ: '6', magic: gnu})
+		check("PAX", path, "", x("path="+path), raw{name: path[:min(n, 100)], typ: '6'})
+		if n > 400 {
+			continue
+		}
+		for _, typ := range []byte{'1', '2'} {
+			if n <= 100 {
+				check("link field", "l", path, raw{name: "l", link: path, typ: typ})
+			}
+			check("GNU link", "l", path, gnuLong('K', path), raw{name: "l", link: path[:min(n, 100)], typ: typ, magic: gnu})
+			check("PAX link", "l", path, x("linkpath="+path), raw{name: "l", link: path[:min(n, 100)], typ: typ})
+		}
+	}
+	long := nameOf(154) + "/" + nameOf(99) // as long as a prefix and a name can be
+	check("prefix", long, "", raw{prefix: long[:154], name: long[155:], typ: '6'})
+}
+
+// TestMetadataLimit: a small blob with many members, or with much in each, does
+// not take all memory.
+func TestMetadataLimit(t *testing.T) {
+	t.Parallel()
+	many := archive(slices.Repeat([]raw{{name: "p", typ: '6'}}, 1000)...)
+	much := archive(raw{name: "PaxHeaders/x", typ: 'x', body: pax("SCHILY.xattr.user.a=" + strings.Repeat("v", 500_000))}, raw{name: "p", typ: '6'})
+	for name, in := range map[string][]byte{"many": many, "much": much} {
+		if _, _, err := oci.ReadTarLimit(in, 4096, 600_000); err != nil {
+			t.Errorf("%s within the limit: %v", name, err)
+		}
+		_, _, err := oci.ReadTarLimit(in, 4096, 400_000)
+		var f *oci.FormatError
+		if !errors.As(err, &f) || !strings.Contains(err.Error(), `entry "p"`) || !strings.Contains(err.Error(), "more than 400000 bytes") {
+			t.Errorf("%s: got %v, want a *FormatError", name, err)
+		}
 	}
 }
 

@@ -2,6 +2,13 @@ package pull
 
 import "time"
 
+// SetMaxMetadata changes the limit for the entries of an image, likewise.
+func SetMaxMetadata(n int64) (restore func()) {
+	old := maxMetadata
+	maxMetadata = n
+	return func() { maxMetadata = old }
+}
+
 // SetPublishInterval changes how often complete layers get names, for a test that
 // does not run beside others, and returns how to change it back.
 func SetPublishInterval(d time.Duration) (restore func()) {

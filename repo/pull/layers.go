@@ -22,6 +22,9 @@ import (
 // short pull does it once, at the end. Tests shorten it.
 var publishInterval = 5 * time.Second
 
+// maxMetadata is oci.MaxMetadata for all layers together. Tests lower it.
+var maxMetadata int64 = oci.MaxMetadata
+
 const (
 	// progressStep is how many bytes make an event.
 	progressStep = 256 << 10
@@ -64,11 +67,23 @@ func (p *puller) layers(ctx context.Context) ([]*oci.Layer, error) {
 		}
 		// The same layer again: its entries become other nodes.
 		var err error
-		if list[i], err = oci.LoadLayer(ctx, p.r, d, j.layer.Stream); err != nil {
+		if list[i], err = oci.LoadLayer(ctx, p.r, d, j.layer.Stream); err == nil {
+			err = p.fits(list[i])
+		}
+		if err != nil {
 			return nil, p.layerError(i, err)
 		}
 	}
 	return list, nil
+}
+
+// fits adds up what the entries of the layers take in memory.
+func (p *puller) fits(l *oci.Layer) error {
+	if p.memory.Add(l.Memory) > maxMetadata {
+		return &oci.FormatError{Where: "layer " + l.DiffID.String(), Detail: fmt.Sprintf(
+			"with the other layers, the names and attributes of the files take more than %d bytes", maxMetadata)}
+	}
+	return nil
 }
 
 // space refuses to begin what cannot be finished: uncompressed layers are not
@@ -104,8 +119,14 @@ func (p *puller) run(ctx context.Context, jobs []*job) error {
 				return nil // another job says why
 			}
 			fetched, err := p.layer(gctx, j)
+			if err == nil {
+				err = p.fits(j.layer)
+			}
 			if err != nil {
 				return p.layerError(j.index, err)
+			}
+			if fetched {
+				p.inline.Add(j.layer.Inline)
 			}
 			return pub.done(gctx, j.layer, fetched)
 		})

@@ -65,6 +65,13 @@ type Stats struct {
 	ObjectsNew     int64 `json:"objects_new"`
 	BytesNew       int64 `json:"new_bytes"`
 	ObjectsPresent int64 `json:"objects_present"`
+	BytesInlined   int64 `json:"inlined_bytes"` // of the fetched layers, what is not in objects of its own
+}
+
+// String says what was stored, as composefs-rs does.
+func (s Stats) String() string {
+	return fmt.Sprintf("%d new + %d already present objects; %s stored, %s inlined",
+		s.ObjectsNew, s.ObjectsPresent, progress.FormatSize(s.BytesNew, 2), progress.FormatSize(s.BytesInlined, 2))
 }
 
 // Pull brings the image of src into r. See the package comment for what holds
@@ -108,7 +115,7 @@ func Pull(ctx context.Context, r *repo.Repository, src oci.Source, opts Options)
 		Stats: Stats{
 			LayersFetched: p.fetched, LayersPresent: p.present, BytesFetched: p.bytes.Load(),
 			ObjectsNew: after.ObjectsCopied - before.ObjectsCopied, BytesNew: after.BytesCopied - before.BytesCopied,
-			ObjectsPresent: after.ObjectsPresent - before.ObjectsPresent,
+			ObjectsPresent: after.ObjectsPresent - before.ObjectsPresent, BytesInlined: p.inline.Load(),
 		},
 	}, nil
 }
@@ -124,6 +131,8 @@ type puller struct {
 	fetched int
 	present int
 	bytes   atomic.Int64
+	inline  atomic.Int64 // bytes of fetched layers in splitstreams
+	memory  atomic.Int64 // bytes that the entries of all layers take
 }
 
 // newPuller checks everything that needs no source.
@@ -201,7 +210,7 @@ func (p *puller) config(ctx context.Context) error {
 	desc := p.img.Manifest.Config
 	where := "config " + desc.Digest.String()
 	if p.img.ConfigJSON, err = oci.ReadBlob(ctx, p.src, where, desc, oci.MaxConfigSize); err != nil {
-		return err
+		return fmt.Errorf("read config: %w", err)
 	}
 	p.img.ConfigDigest = desc.Digest
 	p.img.Config, err = oci.ParseConfig(where, p.img.ConfigJSON, &p.img.Manifest)

@@ -1,6 +1,7 @@
 package pull_test
 
 import (
+	"archive/tar"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -11,6 +12,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -75,6 +77,31 @@ func topLayer(t testing.TB, name, content string) ocitest.Layer {
 	if err := ocitest.WriteTar(&b, root); err != nil {
 		t.Fatal(err)
 	}
+	return ocitest.Layer{Tar: b.Bytes(), Compression: ocitest.Gzip}
+}
+
+// tarLayer has one member without a body.
+func tarLayer(t testing.TB, h tar.Header) ocitest.Layer {
+	t.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	typ := h.Typeflag
+	h.Typeflag = tar.TypeReg
+	if err := w.WriteHeader(&h); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	// The writer refuses sparse members: another type, and its checksum.
+	head := b.Bytes()[:512]
+	head[156] = typ
+	copy(head[148:156], "        ")
+	sum := 0
+	for _, c := range head {
+		sum += int(c)
+	}
+	copy(head[148:156], fmt.Sprintf("%06o\x00 ", sum))
 	return ocitest.Layer{Tar: b.Bytes(), Compression: ocitest.Gzip}
 }
 
@@ -457,7 +484,7 @@ func TestBadSources(t *testing.T) {
 		want any
 		text string
 	}{
-		{"config cut", fault(config, cut), new(*oci.DigestError), "want"},
+		{"config cut", fault(config, cut), new(*oci.DigestError), "read config: blob sha256:"},
 		{"config grown", fault(config, grow), new(*oci.DigestError), "at least"},
 		{"config changed", fault(config, flip), new(*oci.DigestError), "got digest"},
 		{"layer cut", fault(base, cut), new(*oci.DigestError), "layer 1 of 2"},
@@ -467,6 +494,8 @@ func TestBadSources(t *testing.T) {
 		{"false diff_id", layers(ocitest.Layer{Dump: osLayer("").Dump, DiffID: digest.FromString("x")}), new(*oci.DigestError), "uncompressed layer"},
 		{"layer of another media type", layers(ocitest.Layer{Dump: osLayer("").Dump, MediaType: "application/vnd.example"}), new(*oci.MediaTypeError), "application/vnd.example"},
 		{"layer that is no tar", layers(ocitest.Layer{Tar: bytes.Repeat([]byte("no tar "), 1000)}), new(*oci.FormatError), "invalid tar header"},
+		{"layer with .. in a name", layers(osLayer(""), tarLayer(t, tar.Header{Name: "usr/../../etc/passwd", Typeflag: tar.TypeReg})), new(*oci.FormatError), `entry "usr/../../etc/passwd"`},
+		{"layer with a sparse member", layers(osLayer(""), tarLayer(t, tar.Header{Name: "usr/big", Typeflag: tar.TypeGNUSparse, Format: tar.FormatGNU})), new(*oci.FormatError), "sparse"},
 		{"config size differs", edited(func(m *v1.Manifest) { m.Config.Size++ }), new(*oci.DigestError), "bytes"},
 		{"config too large", edited(func(m *v1.Manifest) { m.Config.Size = 1 << 40 }), new(*oci.FormatError), "limit"},
 		{"layer larger than the disk", edited(func(m *v1.Manifest) { m.Layers[1].Size = 1 << 60 }), new(*durable.SpaceError), "no space"},
@@ -490,6 +519,7 @@ func TestBadSources(t *testing.T) {
 			if err == nil {
 				t.Fatalf("accepted: %+v", res)
 			}
+			t.Log(err)
 			if tc.want != nil && !errors.As(err, tc.want) {
 				t.Errorf("got %v (%T), want %T", err, err, tc.want)
 			}
@@ -499,6 +529,42 @@ func TestBadSources(t *testing.T) {
 			noImageNames(t, r)
 			repotest.Check(t, r)
 		})
+	}
+}
+
+// TestMetadataLimit: layers that are small one by one do not take all memory
+// together, nor does one that is listed again and again.
+func TestMetadataLimit(t *testing.T) {
+	layer := osLayer("")
+	for name, spec := range map[string]ocitest.Spec{
+		"different": {Layers: []ocitest.Layer{layer, topLayer(t, "a", "x"), topLayer(t, "b", "x"), topLayer(t, "c", "x")}},
+		"the same":  {Layers: slices.Repeat([]ocitest.Layer{layer}, 4)},
+	} {
+		for limit, ok := range map[int64]bool{4000: false, 20_000: true} {
+			restore := pull.SetMaxMetadata(limit)
+			r := repotest.New(t, fsverity.SHA256)
+			_, err := pull.Pull(t.Context(), r, &ocitest.Source{Image: build(t, spec)}, options("img", false))
+			restore()
+			var f *oci.FormatError
+			if ok != (err == nil) || !ok && (!errors.As(err, &f) || !strings.Contains(err.Error(), "more than 4000 bytes")) {
+				t.Errorf("%s, limit %d: got %v", name, limit, err)
+			}
+			if !ok {
+				noImageNames(t, r)
+			}
+		}
+	}
+}
+
+func TestStatsText(t *testing.T) {
+	t.Parallel()
+	for s, want := range map[pull.Stats]string{
+		{ObjectsNew: 42, ObjectsPresent: 100, BytesNew: 1500000, BytesInlined: 800}: "42 new + 100 already present objects; 1.43 MiB stored, 800 B inlined",
+		{}: "0 new + 0 already present objects; 0 B stored, 0 B inlined",
+	} {
+		if got := s.String(); got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
 	}
 }
 

@@ -143,6 +143,7 @@ func TestRegistryFaults(t *testing.T) {
 			if err == nil || (tc.want != nil && !errors.As(err, tc.want)) || !strings.Contains(err.Error(), tc.text) || strings.Contains(err.Error(), "\n") {
 				t.Errorf("got %v, want one line, %T, with %q", err, tc.want, tc.text)
 			}
+			t.Log(err)
 			noImageNames(t, r)
 			server.Heal()
 			if _, err := pullFrom(t, r, server); err != nil {
