@@ -36,8 +36,7 @@ func (r pullResult) table(w io.Writer) {
 		fmt.Fprintf(w, "boot      %s\n", r.Boot)
 	}
 	s := r.Stats
-	fmt.Fprintf(w, "layers    %d fetched, %d already there\nobjects   %d new (%s), %d already there\n",
-		s.LayersFetched, s.LayersPresent, s.ObjectsNew, progress.FormatBytes(s.BytesNew), s.ObjectsPresent)
+	fmt.Fprintf(w, "layers    %d fetched, %d already there\nobjects   %s\n", s.LayersFetched, s.LayersPresent, s)
 }
 
 func newPullCommand(e *env) *cobra.Command {
