@@ -45,41 +45,6 @@ func Decode(r io.ReaderAt, size int64) (*tree.Node, error) {
 	return d.tree()
 }
 
-// CheckCanonical compares the image with what Encode makes of root, which Decode
-// read from it. A difference is a *FormatError with its offset. Together with
-// Decode that leaves one image for each tree, so nothing can hide in one.
-func CheckCanonical(r io.ReaderAt, size int64, root *tree.Node) error {
-	c := &comparer{r: r}
-	if err := Encode(c, root, V1); err != nil {
-		return err
-	}
-	if c.offset != size {
-		return errAt(min(size, c.offset), "image", "%d bytes, the canonical one has %d", size, c.offset)
-	}
-	return nil
-}
-
-// comparer is a writer that fails where the bytes differ from those of r.
-type comparer struct {
-	r      io.ReaderAt
-	offset int64
-	buf    []byte
-}
-
-func (c *comparer) Write(p []byte) (int, error) {
-	c.buf = slices.Grow(c.buf[:0], len(p))[:len(p)]
-	if err := readAt(c.r, c.buf, c.offset); err != nil {
-		return 0, err
-	}
-	for i := range p {
-		if p[i] != c.buf[i] {
-			return i, errAt(c.offset+int64(i), "image", "%#02x, the canonical byte is %#02x", c.buf[i], p[i])
-		}
-	}
-	c.offset += int64(len(p))
-	return len(p), nil
-}
-
 func readAt(r io.ReaderAt, b []byte, off int64) error {
 	n, err := r.ReadAt(b, off)
 	if n == len(b) {

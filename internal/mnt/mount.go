@@ -128,16 +128,6 @@ func Tmpfs(source string, mode os.FileMode) (*Mount, error) {
 	return c.mount(NoSuid | NoDev)
 }
 
-// At returns the mount whose root is path, which must be a mount point, to change its attributes. Closing it
-// leaves the mount alone.
-func At(path string) (*Mount, error) {
-	fd, err := unix.OpenTree(unix.AT_FDCWD, path, unix.OPEN_TREE_CLOEXEC)
-	if err != nil {
-		return nil, &Error{Op: fmt.Sprintf("open mount %q", path), Err: err}
-	}
-	return &Mount{f: os.NewFile(uintptr(fd), path)}, nil
-}
-
 // Move moves the mount at from, with everything below it, to the directory to. The parent of from must not be
 // shared.
 func Move(from, to string) error {
