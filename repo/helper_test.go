@@ -110,6 +110,15 @@ func stream(ctx context.Context, r *repo.Repository, objects ...[]byte) (fsverit
 	return w.Commit(ctx)
 }
 
+// openStream opens the splitstream that has this name.
+func openStream(ctx context.Context, r *repo.Repository, name string, want splitstream.ContentType) (*repo.StreamReader, error) {
+	id, err := r.LookupStream(name)
+	if err != nil {
+		return nil, err
+	}
+	return r.OpenStreamByID(ctx, id, want)
+}
+
 // objectFile returns where an object is.
 func objectFile(r *repo.Repository, d fsverity.Digest) string {
 	return filepath.Join(r.Path(), "objects", d.ObjectPath())

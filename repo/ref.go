@@ -173,23 +173,3 @@ func walkRefs(dir *durable.Dir, prefix string, yield func(Ref, error) bool) bool
 	}
 	return true
 }
-
-// Names yields the first-level entries of a kind that are symbolic links: stream
-// names, or hex digests of images, in byte order.
-func (r *Repository) Names(kind Kind) iter.Seq2[string, error] {
-	return func(yield func(string, error) bool) {
-		list, err := r.dir.ReadSubDir(kind.String())
-		if errors.Is(err, fs.ErrNotExist) {
-			return
-		}
-		if err != nil {
-			yield("", err)
-			return
-		}
-		for _, e := range list {
-			if e.IsSymlink() && !yield(e.Name, nil) {
-				return
-			}
-		}
-	}
-}

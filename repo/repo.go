@@ -111,9 +111,6 @@ func (r *Repository) Dir() *durable.Dir { return r.dir }
 // Algorithm returns the algorithm of all digests in the repository.
 func (r *Repository) Algorithm() fsverity.Algorithm { return r.meta.Algorithm }
 
-// Metadata returns what meta.json says.
-func (r *Repository) Metadata() Metadata { return r.meta }
-
 // Formats returns the EROFS formats that commits make, the default first.
 func (r *Repository) Formats() []erofs.Version { return r.meta.EffectiveFormats().All() }
 
@@ -129,9 +126,6 @@ func (r *Repository) Writable() error {
 	}
 	return r.dir.Writable()
 }
-
-// Free returns what the file system of the repository has left.
-func (r *Repository) Free() (durable.Space, error) { return r.dir.Space() }
 
 // objectsDir returns objects/, or nil if it does not exist and make is false.
 func (r *Repository) objectsDir(create bool) (*durable.Dir, error) {

@@ -344,7 +344,7 @@ func TestRootReadOnlyMount(t *testing.T) {
 	if _, err := ro.PutObject(ctx, []byte("new")); !errors.Is(err, unix.EROFS) {
 		t.Errorf("PutObject: got %v, want EROFS", err)
 	}
-	s, err := ro.OpenStream(ctx, "s", splitstream.Layer)
+	s, err := openStream(ctx, ro, "s", splitstream.Layer)
 	must(t, err)
 	must(t, s.Close())
 }

@@ -167,22 +167,8 @@ type StreamReader struct {
 	digest fsverity.Digest
 }
 
-// OpenStream opens the splitstream that has this name, by its digest, and checks
-// that it is of type want. Errors: *NotFoundError, *splitstream.FormatError,
-// those of OpenObject.
-func (r *Repository) OpenStream(ctx context.Context, name string, want splitstream.ContentType) (*StreamReader, error) {
-	d, err := r.LookupStream(name)
-	if err != nil {
-		return nil, err
-	}
-	s, err := r.OpenStreamByID(ctx, d, want)
-	if err != nil {
-		return nil, fmt.Errorf("stream %q: %w", name, err)
-	}
-	return s, nil
-}
-
-// OpenStreamByID opens the splitstream d. Its content is verified in both modes.
+// OpenStreamByID opens the splitstream d, which must be of type want. Its content
+// is verified in both modes. Errors: *splitstream.FormatError, those of OpenObject.
 func (r *Repository) OpenStreamByID(ctx context.Context, d fsverity.Digest, want splitstream.ContentType) (*StreamReader, error) {
 	return r.openStream(ctx, d, func(f *os.File, size int64) (*splitstream.Reader, error) {
 		return splitstream.NewReaderOf(f, size, r.meta.Algorithm, want)

@@ -33,8 +33,6 @@ type Start struct {
 }
 
 // Advance reports the amount done since Start, not since the last Advance.
-// A value smaller than the last one means that work starts again, for example
-// after a connection was cut.
 type Advance struct {
 	Component string
 	Done      int64
@@ -65,12 +63,6 @@ func Report(r Reporter, e Event) {
 	}
 }
 
-// Func makes a Reporter of a function, which must be safe for concurrent use.
-type Func func(Event)
-
-// Event calls f.
-func (f Func) Event(e Event) { f(e) }
-
 // Counter counts what is done of one component and reports at most one
 // Advance for every step units, so that a caller may add every small read.
 // It belongs to one goroutine.
@@ -96,12 +88,6 @@ func (c *Counter) Add(n int64) {
 		c.reported = c.done
 		Report(c.reporter, Advance{Component: c.component, Done: c.done})
 	}
-}
-
-// Restart sets the count to done, which may be smaller than before.
-func (c *Counter) Restart(done int64) {
-	c.done, c.reported = done, done
-	Report(c.reporter, Advance{Component: c.component, Done: done})
 }
 
 // Done returns the count.

@@ -311,29 +311,6 @@ func storeJSON(ctx context.Context, r *repo.Repository, t splitstream.ContentTyp
 	return w.Commit(ctx)
 }
 
-// LoadTree builds the tree of an image from its stored layers and applies the OCI
-// transform. The layers are trusted as they are; see LoadLayer.
-func LoadTree(ctx context.Context, r *repo.Repository, manifest digest.Digest) (*tree.Node, error) {
-	img, err := OpenImage(ctx, r, manifest)
-	if err != nil {
-		return nil, err
-	}
-	b := tree.NewBuilder()
-	for i, l := range img.Layers {
-		layer, err := LoadLayer(ctx, r, l.DiffID, l.Stream)
-		if err != nil {
-			return nil, err
-		}
-		if err := Stack(b, layer, i, len(img.Layers)); err != nil {
-			return nil, err
-		}
-	}
-	if err := tree.TransformOCI(b.Root(), tree.AllowlistOnly); err != nil {
-		return nil, fmt.Errorf("image %s: %w", manifest, err)
-	}
-	return b.Root(), nil
-}
-
 // Stack applies the entries of a layer, the index-th of count from 0, and drops
 // them from it. The error is a *FormatError around a *tree.EntryError.
 func Stack(b *tree.Builder, l *Layer, index, count int) error {

@@ -195,7 +195,7 @@ func TestOracleTakesTurns(t *testing.T) {
 	defer src.Close()
 	opts := options("ours", true)
 	opts.Parallel = 1
-	opts.Progress = progress.Func(func(e progress.Event) { said = append(said, fmt.Sprint(e)) })
+	opts.Progress = reporter(func(e progress.Event) { said = append(said, fmt.Sprint(e)) })
 	res, err := pull.Pull(t.Context(), r, src, opts)
 	if err != nil {
 		t.Fatal(err)

@@ -439,6 +439,15 @@ func TestRegistryEchoesSecrets(t *testing.T) {
 	noSecrets(t, err.Error())
 }
 
+// messages keeps what people are told.
+type messages []string
+
+func (m *messages) Event(e progress.Event) {
+	if e, ok := e.(progress.Message); ok {
+		*m = append(*m, e.Text)
+	}
+}
+
 func TestProgressTellsAboutRepetition(t *testing.T) {
 	t.Parallel()
 	r, _ := serve(t, true)
@@ -450,11 +459,7 @@ func TestProgressTellsAboutRepetition(t *testing.T) {
 	}
 	var got []string
 	o := options(t, r)
-	o.Progress = progress.Func(func(e progress.Event) {
-		if m, ok := e.(progress.Message); ok {
-			got = append(got, m.Text)
-		}
-	})
+	o.Progress = (*messages)(&got)
 	if _, err := open(t, r.Host()+"/team/os:1", o).Resolve(t.Context()); err != nil {
 		t.Fatal(err)
 	}

@@ -264,15 +264,6 @@ func (r *Reader) Single() (fsverity.Digest, error) {
 // caller must not change the slice.
 func (r *Reader) NamedRefs() []NamedRef { return r.named }
 
-// NamedRef looks one named reference up.
-func (r *Reader) NamedRef(name string) (fsverity.Digest, bool) {
-	i, ok := slices.BinarySearchFunc(r.named, name, func(n NamedRef, s string) int { return strings.Compare(n.Name, s) })
-	if !ok {
-		return fsverity.Digest{}, false
-	}
-	return r.named[i].Digest, true
-}
-
 // Close releases the decoder. It does not close the file.
 func (r *Reader) Close() error {
 	if r.dec != nil {

@@ -114,12 +114,6 @@ func TestNamedRefs(t *testing.T) {
 	if got := r.NamedRefs(); !equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
 	}
-	if d, ok := r.NamedRef("sha256:z"); !ok || d != a {
-		t.Errorf("look-up: got %v, %v", d, ok)
-	}
-	if d, ok := r.NamedRef("sha256:y"); ok {
-		t.Errorf("look-up of a missing name: got %v", d)
-	}
 	if r.Objects() != 0 {
 		t.Errorf("named references are among %d objects", r.Objects())
 	}

@@ -84,9 +84,6 @@ func NewWriter(a fsverity.Algorithm, opts WriterOptions) *Writer {
 // Size returns the length of the stream so far, in bytes.
 func (w *Writer) Size() int64 { return w.size }
 
-// Objects returns the number of distinct external objects so far.
-func (w *Writer) Objects() int { return len(w.objects.index) }
-
 // Write appends inline bytes. Adjacent calls make one chunk.
 func (w *Writer) Write(p []byte) (int, error) {
 	if w.err != nil {

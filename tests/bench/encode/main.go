@@ -12,7 +12,6 @@ package main
 
 import (
 	"encoding/json"
-	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -284,7 +283,7 @@ func render(out io.Writer, rows []row, o options) error {
 			fmt.Fprintln(w, "\tnot installed\t\t\t")
 		}
 	}
-	return errors.Join(w.Flush())
+	return w.Flush()
 }
 
 func mib(n int64) string { return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20)) }

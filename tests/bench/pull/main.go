@@ -31,6 +31,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/cfsboot/cfsboot/erofs"
 	"github.com/cfsboot/cfsboot/erofs/tree"
 	"github.com/cfsboot/cfsboot/internal/durable"
 	"github.com/cfsboot/cfsboot/repo"
@@ -100,17 +101,11 @@ type program struct {
 }
 
 func compare(ctx context.Context, out io.Writer, o options) (err error) {
-	work, err := os.MkdirTemp(o.at, "cfsboot-bench-")
+	work, remove, err := o.workDir(ctx)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(work)) }()
-	if o.layout == "" {
-		o.layout = filepath.Join(work, "layout")
-		if err := o.makeLayout(ctx, o.layout); err != nil {
-			return err
-		}
-	}
+	defer func() { err = errors.Join(err, remove()) }()
 	programs, err := o.programs(ctx, work)
 	if err != nil {
 		return err
@@ -137,6 +132,22 @@ func compare(ctx context.Context, out io.Writer, o options) (err error) {
 		}
 	}
 	return report(out, programs, files)
+}
+
+// workDir makes a directory for repositories and, unless there is one to pull
+// from, the layout.
+func (o *options) workDir(ctx context.Context) (path string, remove func() error, err error) {
+	if path, err = os.MkdirTemp(o.at, "cfsboot-bench-"); err != nil {
+		return "", nil, err
+	}
+	remove = func() error { return os.RemoveAll(path) }
+	if o.layout == "" {
+		o.layout = filepath.Join(path, "layout")
+		if err := o.makeLayout(ctx, o.layout); err != nil {
+			return "", nil, errors.Join(err, remove())
+		}
+	}
+	return path, remove, nil
 }
 
 func (o *options) programs(ctx context.Context, work string) ([]*program, error) {
@@ -230,7 +241,21 @@ func count(ctx context.Context, path string) (_ int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	root, err := oci.LoadTree(ctx, r, manifest)
+	img, err := oci.OpenImage(ctx, r, manifest)
+	if err != nil {
+		return 0, err
+	}
+	plain, _ := img.Default(r)
+	f, err := r.OpenImage(ctx, plain)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return 0, err
+	}
+	root, err := erofs.Decode(f, st.Size())
 	if err != nil {
 		return 0, err
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"runtime"
 	"runtime/pprof"
 	"time"
@@ -18,11 +19,15 @@ import (
 
 // profile pulls once in this process.
 func profile(ctx context.Context, o options, cpu, heap string) (err error) {
-	at, err := os.MkdirTemp(o.at, "cfsboot-bench-")
+	work, remove, err := o.workDir(ctx)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(at)) }()
+	defer func() { err = errors.Join(err, remove()) }()
+	at := filepath.Join(work, "repository")
+	if err := os.Mkdir(at, 0o700); err != nil {
+		return err
+	}
 	if cpu != "" {
 		f, err := os.Create(cpu)
 		if err != nil {
