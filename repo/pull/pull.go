@@ -155,7 +155,7 @@ func newPuller(r *repo.Repository, src oci.Source, opts Options) (*puller, error
 		opts.Parallel = min(4, runtime.GOMAXPROCS(0))
 	}
 	if err := r.Writable(); err != nil {
-		return nil, fmt.Errorf("repository %q: %w", r.Path(), err)
+		return nil, err // it names the repository
 	}
 	p := &puller{r: r, src: src, opts: opts, format: oci.DefaultFormat(r)}
 	if p.format != erofs.V1 {

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 
@@ -84,6 +85,40 @@ func TestRootSecurePull(t *testing.T) {
 	}
 }
 
+// TestRootReadOnlyPull: on a read-only mount a pull fails before the source is
+// asked, and says why.
+func TestRootReadOnlyPull(t *testing.T) {
+	path, target := needKernel(t), t.TempDir()
+	dir, err := durable.OpenDir(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	if err := repo.Init(t.Context(), dir, repo.InitOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount(path, target, "", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := unix.Unmount(target, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	}()
+	if err := unix.Mount("", target, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
+		t.Fatal(err)
+	}
+	src := &flaky{Source: ocitest.Source{Image: bootable(t)}}
+	_, err = pull.Pull(t.Context(), openDir(t, target), src, options("os", true))
+	if !errors.Is(err, unix.EROFS) || !strings.Contains(err.Error(), "read-only file system") || !strings.Contains(err.Error(), target) {
+		t.Errorf("got %v, want one that names %s and says read-only file system", err, target)
+	}
+	t.Log(err)
+	if src.resolved != 0 {
+		t.Error("the source was asked")
+	}
+}
+
 // TestRootFullDisk: a disk without room is seen before anything is fetched, and one
 // that fills up on the way gives the same class of error and no name.
 func TestRootFullDisk(t *testing.T) {
@@ -114,13 +149,14 @@ func TestRootFullDisk(t *testing.T) {
 			defer r.Close()
 			src := &ocitest.Source{Image: img}
 			if size == "size=17m" {
-				src.Fault = fillDisk(t, at) // with the config, before the layers
+				src.Fault = fillDisk(t, at)
 			}
 			_, err = pull.Pull(t.Context(), r, src, options("os", true))
 			var space *durable.SpaceError
 			if !errors.As(err, &space) || !errors.Is(err, unix.ENOSPC) {
 				t.Errorf("%s: got %v, want a *durable.SpaceError", size, err)
 			}
+			t.Log(err)
 			if n := src.Reads(img.Layers[0].Digest) + src.Reads(img.Layers[1].Digest); size == "size=4m" && n != 0 {
 				t.Errorf("%d layers were fetched", n)
 			}
@@ -131,11 +167,14 @@ func TestRootFullDisk(t *testing.T) {
 	}
 }
 
-// fillDisk uses up the file system when the first layer is read.
+// fillDisk uses up the file system when a layer is read.
 func fillDisk(t *testing.T, at string) func(v1.Descriptor, io.Reader) (io.Reader, error) {
 	t.Helper()
 	var once sync.Once
-	return func(_ v1.Descriptor, r io.Reader) (io.Reader, error) {
+	return func(d v1.Descriptor, r io.Reader) (io.Reader, error) {
+		if d.MediaType == v1.MediaTypeImageConfig {
+			return r, nil
+		}
 		once.Do(func() {
 			f, err := os.Create(filepath.Join(at, "filler"))
 			if err != nil {
