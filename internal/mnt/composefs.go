@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 )
 
 // ComposefsOptions say how Composefs mounts. The zero value is an insecure mount with source "composefs".
@@ -14,12 +15,16 @@ type ComposefsOptions struct {
 }
 
 // Composefs mounts the image (an EROFS file opened for reading) with the objects directory as its data layer,
-// read-only, on the directory target. The caller has measured image. Exactly one mount is left at target; on error
+// read-only, on the directory target or the one that target leads to. The caller has measured image. Exactly one mount is left at target; on error
 // there is none. While it works, the bare EROFS is visible at target for a moment, because overlayfs of kernels
 // before 6.15 takes layers on attached mounts only.
 func Composefs(image, objects *os.File, target string, o ComposefsOptions) error {
 	if o.Source == "" {
 		o.Source = "composefs"
+	}
+	target, err := filepath.EvalSymlinks(target) // Attach follows links, Detach does not
+	if err != nil {
+		return err
 	}
 	meta, err := EROFS(image)
 	if err != nil {

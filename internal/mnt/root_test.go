@@ -111,6 +111,20 @@ func TestRootComposefs(t *testing.T) {
 	}
 }
 
+// TestRootComposefsThroughLink: a target that is a link means the directory it leads to, for every step.
+func TestRootComposefsThroughLink(t *testing.T) {
+	needKernel(t)
+	dir := t.TempDir()
+	image, objects := store(t, dir)
+	must(t, os.Mkdir(dir+"/m", 0o755))
+	must(t, os.Symlink("m", dir+"/link"))
+	must(t, mnt.Composefs(image, objects, dir+"/link", mnt.ComposefsOptions{Verity: true}))
+	if got := below(t, dir); len(got) != 1 || got[0].Type != "overlay" || got[0].Point != dir+"/m" {
+		t.Errorf("mounts %+v", got)
+	}
+	must(t, mnt.Detach(dir+"/m"))
+}
+
 // TestRootVerity: what verity=require is for.
 func TestRootVerity(t *testing.T) {
 	needKernel(t)
