@@ -30,21 +30,21 @@ func (e *FileError) Error() string { return fmt.Sprintf("%s of the image: %v", e
 // Unwrap returns the cause.
 func (e *FileError) Unwrap() error { return e.Err }
 
-// lookupFile returns the regular file at path, nil if it or a directory above it
-// is missing. No link is followed: something else in these places is a *FileError.
-func lookupFile(root *tree.Node, path string) (*tree.Node, error) {
+// lookup returns the node at path, nil if it or a directory above it is missing. It must be of the kind want, and no link
+// is followed: something else in these places is a *FileError.
+func lookup(root *tree.Node, path string, want tree.Kind) (*tree.Node, error) {
 	n, at := root, ""
 	for part := range strings.SplitSeq(path[1:], "/") {
 		if !n.IsDir() {
-			return nil, &FileError{at, fmt.Errorf("a %s, want a directory", n.Kind)}
+			return nil, &FileError{at, fmt.Errorf("a %s, want a %s", n.Kind, tree.Directory)}
 		}
 		at += "/" + part
 		if n = n.Lookup(part); n == nil {
 			return nil, nil
 		}
 	}
-	if n.Kind != tree.Regular {
-		return nil, &FileError{at, fmt.Errorf("a %s, want a regular file", n.Kind)}
+	if n.Kind != want {
+		return nil, &FileError{at, fmt.Errorf("a %s, want a %s", n.Kind, want)}
 	}
 	return n, nil
 }

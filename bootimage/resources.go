@@ -88,7 +88,7 @@ func FindResources(plain *tree.Node, o ObjectOpener) (*Resources, error) {
 		return nil, &ResourceError{NoInitrd, []string{kernelPath(k.Version, kernelName)}, "want " + initrdName + " beside it"}
 	}
 	res := &Resources{Kernel: k}
-	if n, err := lookupFile(plain, osRelease); err != nil {
+	if n, err := lookup(plain, osRelease, tree.Regular); err != nil {
 		return nil, err
 	} else if n != nil {
 		text, err := readFile(n, o, osRelease, maxOSRelease)
@@ -102,24 +102,9 @@ func FindResources(plain *tree.Node, o ObjectOpener) (*Resources, error) {
 
 func kernelPath(version, name string) string { return modulesDir + "/" + version + "/" + name }
 
-// lookupDir returns the directory at path, nil if it or one above it is missing.
-func lookupDir(root *tree.Node, path string) (*tree.Node, error) {
-	n, at := root, ""
-	for part := range strings.SplitSeq(path[1:], "/") {
-		at += "/" + part
-		if n = n.Lookup(part); n == nil {
-			return nil, nil
-		}
-		if !n.IsDir() {
-			return nil, &FileError{at, fmt.Errorf("a %s, want a directory", n.Kind)}
-		}
-	}
-	return n, nil
-}
-
 // findKernels returns the kernels in byte order of their versions.
 func findKernels(plain *tree.Node) ([]Kernel, error) {
-	modules, err := lookupDir(plain, modulesDir)
+	modules, err := lookup(plain, modulesDir, tree.Directory)
 	if modules == nil || err != nil {
 		return nil, err
 	}
@@ -184,7 +169,7 @@ func refuseAboot(plain *tree.Node) error {
 func findUKIs(plain *tree.Node) []string {
 	var paths []string
 	for _, start := range [...]string{"/boot/EFI/Linux", modulesDir} {
-		dir, err := lookupDir(plain, start)
+		dir, err := lookup(plain, start, tree.Directory)
 		if dir == nil || err != nil {
 			continue
 		}

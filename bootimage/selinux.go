@@ -34,7 +34,7 @@ const (
 // refusePolicy returns an error if the tree names a policy. SELINUX=disabled in
 // the same file plays no role, as in composefs-rs: it is about the running system.
 func refusePolicy(root *tree.Node, o ObjectOpener) error {
-	n, err := lookupFile(root, selinuxConfig)
+	n, err := lookup(root, selinuxConfig, tree.Regular)
 	if n == nil || err != nil {
 		return err
 	}

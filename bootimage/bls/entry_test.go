@@ -218,3 +218,24 @@ func FuzzParseEntry(f *testing.F) {
 		}
 	})
 }
+
+// FuzzSplitCounter: file names come from a FAT that anybody may have written.
+func FuzzSplitCounter(f *testing.F) {
+	f.Add("cfsboot_ab-0000000044+3-0.conf")
+	f.Add("a+b+2-1.CONF")
+	f.Add("a+1-.conf")
+	f.Fuzz(func(t *testing.T, name string) {
+		prefix, c, ok := bls.SplitCounter(name, ".conf")
+		if !strings.HasPrefix(name, prefix) || !ok && (prefix != name || c.Present) {
+			t.Fatalf("%q: %q, %+v, %v", name, prefix, c, ok)
+		}
+		if !c.Present {
+			return
+		}
+		// The canonical spelling of the same name has the same parts.
+		again, c2, ok := bls.SplitCounter(prefix+c.String()+".conf", ".conf")
+		if again != prefix || c2 != c || !ok {
+			t.Errorf("%q: got %q %+v %v, want %q %+v", name, again, c2, ok, prefix, c)
+		}
+	})
+}

@@ -37,7 +37,6 @@ var Compat = Limits{Inline: 5000, Target: 4095}
 
 const (
 	maxPath       = 4096     // bytes of an unescaped path
-	maxName       = 255      // bytes of one component
 	maxXattrName  = 255      // bytes
 	maxXattrValue = 65535    // bytes
 	maxXattrNames = 65535    // bytes, all names of one inode together

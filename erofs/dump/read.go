@@ -222,8 +222,8 @@ func (p *parser) lookupParent(path []byte, field int) (*tree.Node, []byte, error
 	switch {
 	case len(name) == 0:
 		return nil, nil, p.failField(field, "%q ends in \"/\"", path)
-	case len(name) > maxName:
-		return nil, nil, p.failField(field, "component of %d bytes, limit %d", len(name), maxName)
+	case len(name) > tree.MaxName:
+		return nil, nil, p.failField(field, "component of %d bytes, limit %d", len(name), tree.MaxName)
 	case string(name) == "." || string(name) == "..":
 		return nil, nil, p.failField(field, "component %q", name)
 	case bytes.IndexByte(name, 0) >= 0:
