@@ -182,8 +182,7 @@ func mountFailure(img *image, err error) error {
 		// The digest was right, but a block below it is not: the kernel refuses to read it.
 		f.Code, f.Want, f.Got, f.Err = CodeDigest, img.id().String(), "a block that does not belong to it, or a broken disk", unix.EIO
 	}
-	var feature *mnt.FeatureError
-	if errors.As(err, &feature) && strings.HasPrefix(feature.Feature, "file system type") {
+	if errors.Is(err, unix.ENODEV) { // of fsopen: it does not know the type of file system
 		f.Code = CodeNoModule
 	}
 	return f

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cfsboot/cfsboot/internal/mnt"
 	"github.com/cfsboot/cfsboot/systemd/setuproot"
 )
 
@@ -161,6 +162,28 @@ func TestAsFailure(t *testing.T) {
 	var f *setuproot.Failure
 	if got := setuproot.AsFailure(unix.EIO); !errors.As(got, &f) || f.Code != setuproot.CodePlace {
 		t.Errorf("another error: %v", got)
+	}
+}
+
+// TestCodes: what the kernel says decides about the code. The codes that a disk can cause have TestRoot… tests.
+func TestCodes(t *testing.T) {
+	refused := func(errno error) error { return &mnt.Error{Op: "mount", Err: errno} }
+	noType := &mnt.FeatureError{Feature: "file system type erofs", Err: refused(unix.ENODEV)}
+	noFile := &mnt.FeatureError{Feature: "EROFS on a regular file", Err: refused(unix.ENOTBLK)}
+	for _, c := range []struct{ got, want setuproot.Code }{
+		{setuproot.MountCode(noType), setuproot.CodeNoModule},
+		{setuproot.MountCode(noFile), setuproot.CodeMount},
+		{setuproot.MountCode(refused(unix.EINVAL)), setuproot.CodeMount},
+		{setuproot.MountCode(refused(unix.EIO)), setuproot.CodeDigest},
+		{setuproot.StateCode(refused(unix.EROFS)), setuproot.CodeReadOnly},
+		{setuproot.StateCode(&os.PathError{Op: "mkdir", Err: unix.ENOSPC}), setuproot.CodeReadOnly},
+		{setuproot.StateCode(unix.EDQUOT), setuproot.CodeReadOnly},
+		{setuproot.StateCode(refused(unix.EBUSY)), setuproot.CodeBusy},
+		{setuproot.StateCode(refused(unix.EINVAL)), setuproot.CodeMount},
+	} {
+		if c.got != c.want {
+			t.Errorf("got %s, want %s", c.got, c.want)
+		}
 	}
 }
 
