@@ -14,7 +14,7 @@ depends() {
 
 installkernel() {
     # Also for an image that is built on another machine than it runs on.
-    hostonly='' instmods erofs overlay loop ext4
+    hostonly='' instmods erofs overlay ext4
 }
 
 install() {
