@@ -87,7 +87,7 @@ func Init(ctx context.Context, dir *durable.Dir, opts InitOptions) error {
 		if errors.Is(err, fs.ErrExist) { // another process was faster
 			return sameConfiguration(dir, want, opts.Insecure)
 		}
-		return fmt.Errorf("initialise repository: %w", err)
+		return fmt.Errorf("initialise repository %q: %w", dir.Path(), err)
 	}
 	return nil
 }

@@ -321,6 +321,22 @@ func TestReplaceIsAtomic(t *testing.T) {
 	}
 }
 
+// FuzzLinkTarget: what a link of the repository leads to is an object of its
+// algorithm, or nothing.
+func FuzzLinkTarget(f *testing.F) {
+	f.Add("../objects/" + strings.Repeat("ab", 32)[:2] + "/" + strings.Repeat("ab", 31))
+	f.Add("../../objects/ab/" + strings.Repeat("cd", 63))
+	f.Add("../")
+	f.Fuzz(func(t *testing.T, target string) {
+		for _, a := range []fsverity.Algorithm{fsverity.SHA256, fsverity.SHA512} {
+			d, err := repo.ParseTarget(a, target)
+			if err == nil && (d.Algorithm() != a || !strings.HasPrefix(target, "../") || !strings.HasSuffix(strings.ToLower(target), d.ObjectPath())) {
+				t.Errorf("%q is %v", target, d)
+			}
+		}
+	})
+}
+
 func TestLock(t *testing.T) {
 	ctx := t.Context()
 	r := newRepo(t)

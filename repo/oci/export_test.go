@@ -1,6 +1,7 @@
 package oci
 
 import (
+	"bytes"
 	"io"
 
 	"github.com/cfsboot/cfsboot/erofs/tree"
@@ -60,6 +61,16 @@ func (s *sliceSource) next() ([]byte, error) {
 		return nil, io.EOF
 	}
 	return p, nil
+}
+
+// Decompress reads at most limit bytes of what a layer blob decompresses to.
+func Decompress(b []byte, limit int64) (int64, error) {
+	d, err := newDecompressor(bytes.NewReader(b), "layer")
+	if err != nil {
+		return 0, err
+	}
+	defer d.Close()
+	return io.Copy(io.Discard, io.LimitReader(d, limit))
 }
 
 // ParseMtime parses a PAX time.

@@ -593,3 +593,31 @@ func TestStoredLayerRejected(t *testing.T) {
 		})
 	}
 }
+
+// FuzzDecompress: a blob is read to its end, or refused as one that breaks its
+// format.
+func FuzzDecompress(f *testing.F) {
+	var g, z bytes.Buffer
+	zw, err := zstd.NewWriter(&z)
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, w := range []io.WriteCloser{gzip.NewWriter(&g), zw} {
+		if _, err := w.Write([]byte("some bytes")); err != nil {
+			f.Fatal(err)
+		}
+		if err := w.Close(); err != nil {
+			f.Fatal(err)
+		}
+	}
+	for _, b := range [][]byte{nil, []byte("plain"), {0x1f, 0x8b}, g.Bytes(), join(g.Bytes(), g.Bytes()), z.Bytes(), join(z.Bytes(), []byte{0x50, 0x2a, 0x4d, 0x18, 1, 0, 0, 0, 'a'})} {
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		_, err := oci.Decompress(b, 1<<20)
+		var format *oci.FormatError
+		if err != nil && !errors.As(err, &format) {
+			t.Errorf("got %v (%T), want a *FormatError", err, err)
+		}
+	})
+}

@@ -129,3 +129,19 @@ func TestFindCredentials(t *testing.T) {
 		t.Errorf("credential helper: %+v, %v", c, err)
 	}
 }
+
+// FuzzCredentials: whatever a credentials file holds, an error quotes nothing of it.
+func FuzzCredentials(f *testing.F) {
+	f.Add([]byte(testAuths), "quay.io", "team/app")
+	f.Add([]byte(`{"auths": {"quay.io": {"auth": "%%topsecret"}}}`), "quay.io", "")
+	f.Add([]byte(`{"auths": {"https://index.docker.io/v1/": {"auth": "b25seTpwdw"}}}`), "index.docker.io", "library/x")
+	f.Fuzz(func(t *testing.T, b []byte, host, path string) {
+		found, err := remote.MatchCredentials(b, host, path)
+		if err == nil {
+			return
+		}
+		if text := err.Error(); !found || text != `"auth" is not base64` && text != `"auth" has no colon between name and password` {
+			t.Errorf("found %v, error %q", found, text)
+		}
+	})
+}

@@ -1,8 +1,17 @@
 package remote
 
 import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"io"
 	"net/http"
 	"time"
+
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/cfsboot/cfsboot/repo/oci"
 )
 
 // Environment is for tests of the credentials files.
@@ -28,6 +37,35 @@ func FindCredentials(files []string, explicit bool, host, path string) (FoundCre
 		f.User, f.Password, f.Identity = cfg.Username, cfg.Password, cfg.IdentityToken
 	}
 	return f, err
+}
+
+// MatchCredentials looks for the credentials of host/path in the content of a file.
+func MatchCredentials(b []byte, host, path string) (found bool, err error) {
+	var af authFile
+	if err := json.Unmarshal(b, &af); err != nil {
+		return false, nil // reported without its text
+	}
+	_, entry, ok := af.match(host, path)
+	if !ok {
+		return false, nil
+	}
+	_, err = entry.config()
+	return true, err
+}
+
+// ResolveDocument resolves a document that a registry sent, every manifest that
+// it names being manifest and every blob being config.
+func ResolveDocument(ctx context.Context, mediaType string, document, manifest, config []byte) (oci.Resolved, error) {
+	top := v1.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(document), Size: int64(len(document))}
+	return resolve(ctx, &fixed{manifest, config}, "test", top, document, Platform{OS: "linux", Architecture: "amd64"})
+}
+
+type fixed struct{ manifest, config []byte }
+
+func (f *fixed) fetchManifest(context.Context, v1.Descriptor) ([]byte, error) { return f.manifest, nil }
+
+func (f *fixed) Blob(context.Context, v1.Descriptor) (io.ReadCloser, error) {
+	return io.NopCloser(bytes.NewReader(f.config)), nil
 }
 
 // ParsedReference is the result of ParseReference.

@@ -661,3 +661,32 @@ func TestTokenServerAnswersNonsense(t *testing.T) {
 	}
 	noSecrets(t, err.Error())
 }
+
+// FuzzResolve: a document from a registry names one image manifest or is refused
+// for a reason of ours.
+func FuzzResolve(f *testing.F) {
+	sha := `"digest":"sha256:` + strings.Repeat("a", 64) + `","size":2`
+	manifest := `{"schemaVersion":2,"mediaType":"` + v1.MediaTypeImageManifest + `","config":{"mediaType":"` + v1.MediaTypeImageConfig + `",` + sha + `},"layers":[]}`
+	index := `{"schemaVersion":2,"manifests":[{"mediaType":"` + v1.MediaTypeImageManifest + `",` + sha + `},{"mediaType":"` + v1.MediaTypeImageIndex + `",` + sha + `}]}`
+	config := `{"os":"linux","architecture":"amd64"}`
+	f.Add(v1.MediaTypeImageManifest, []byte(manifest), []byte(manifest), []byte(config))
+	f.Add(v1.MediaTypeImageIndex, []byte(index), []byte(manifest), []byte(config))
+	f.Add("", []byte(index), []byte(`{"config":{"mediaType":"x"}}`), []byte("{}"))
+	f.Fuzz(func(t *testing.T, mediaType string, document, manifest, config []byte) {
+		res, err := remote.ResolveDocument(t.Context(), mediaType, document, manifest, config)
+		if err == nil {
+			direct := res.IndexDigest == "" && bytes.Equal(res.Manifest, document) && res.Descriptor.Digest == digest.FromBytes(document)
+			chosen := res.IndexDigest == digest.FromBytes(document) && bytes.Equal(res.Manifest, manifest)
+			if direct == chosen || res.Descriptor.MediaType != v1.MediaTypeImageManifest {
+				t.Errorf("resolved %+v", res)
+			}
+			return
+		}
+		var format *oci.FormatError
+		var media *oci.MediaTypeError
+		var platform *oci.PlatformError
+		if !errors.As(err, &format) && !errors.As(err, &media) && !errors.As(err, &platform) {
+			t.Errorf("got %v (%T)", err, err)
+		}
+	})
+}
