@@ -114,7 +114,7 @@ func readPolicy() (setuproot.Policy, error) {
 		if err != nil {
 			return setuproot.Policy{}, err
 		}
-		text[i] = append([]byte{}, b...)
+		text[i] = b // not nil, though it may be empty
 	}
 	return setuproot.ParsePolicy(text[0], text[1])
 }

@@ -30,6 +30,12 @@ const (
 	dirRWVar   = "rw-var"  // tmpfs of a transient /var
 )
 
+// The source of the root's mount, before the digest; the peers' tools know these spellings.
+const (
+	sourceReadOnly  = "composefs:"
+	sourceTransient = "transient:composefs="
+)
+
 // openWorkshop makes the directories. What an interrupted earlier run left is removed first. On error nothing is left.
 func openWorkshop(run string) (_ *workshop, err error) {
 	w := &workshop{run: run, dir: filepath.Join(run, "private")}
@@ -113,7 +119,7 @@ func (w *workshop) mountImage(img *image, repo *os.File, p Policy) error {
 		return mountFailure(img, err)
 	}
 	o := mnt.Overlay{
-		Source: "composefs:" + img.id().Hex(),
+		Source: sourceReadOnly + img.id().Hex(),
 		Lower:  w.path(dirMeta),
 		Data:   w.path(dirObjects),
 		Verity: !img.karg.Insecure,
@@ -121,7 +127,7 @@ func (w *workshop) mountImage(img *image, repo *os.File, p Policy) error {
 	if p.TransientRoot {
 		// The tmpfs becomes the upper layer of the composefs overlay itself: an overlay over an overlay would use up
 		// both levels that the kernel allows, and /etc may need one.
-		o.Source = "transient:composefs=" + img.id().Hex()
+		o.Source = sourceTransient + img.id().Hex()
 		if o.Upper, o.Work, err = w.transientLayers(dirRW, w.path(dirMeta), 0o755); err != nil {
 			return mountFailure(img, err)
 		}

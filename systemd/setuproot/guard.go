@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/cfsboot/cfsboot/deploy/record"
 )
@@ -38,7 +37,7 @@ func Guard(o Options) error {
 	if err != nil {
 		return err
 	}
-	if !isComposefs(info) || !strings.HasSuffix(info.Source, booted.Digest) {
+	if digest, ok := composefsDigest(info); !ok || digest != booted.Digest {
 		return &Failure{Code: CodeSysroot, Path: o.Sysroot, Err: fmt.Errorf("the mount there is %q of type %s, want the composefs root %s", info.Source, info.Type, booted.Digest)}
 	}
 	return nil

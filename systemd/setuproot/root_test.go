@@ -415,6 +415,16 @@ func TestRootGuard(t *testing.T) {
 		t.Error("passes without booted.json")
 	}
 	m.boot(o)
+	if err := setuproot.Guard(o); err != nil {
+		t.Errorf("refuses the root that was assembled: %v", err)
+	}
+	name := m.run + "/booted.json"
+	record := readFile(t, name)
+	must(t, os.WriteFile(name, []byte(strings.ReplaceAll(record, m.image.Hex(), fsverity.Sum(fsverity.SHA512, nil).Hex())), 0o644))
+	if err := setuproot.Guard(o); err == nil {
+		t.Error("passes a root that is not the one of booted.json")
+	}
+	must(t, os.WriteFile(name, []byte(record), 0o644))
 	must(t, unix.Unmount(m.sysroot, unix.MNT_DETACH))
 	m.mount("")
 	if err := setuproot.Guard(o); err == nil {

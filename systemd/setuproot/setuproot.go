@@ -79,7 +79,7 @@ func Run(ctx context.Context, o Options) (record.Booted, error) {
 	if err != nil {
 		return record.Booted{}, err
 	}
-	if isComposefs(physical) {
+	if _, ok := composefsDigest(physical); ok {
 		return earlier(o)
 	}
 	loadModules(ctx, o)
@@ -266,8 +266,15 @@ func checkSysroot(sysroot *os.File) (mnt.Info, error) {
 	return info, nil
 }
 
-func isComposefs(m mnt.Info) bool {
-	return m.Type == "overlay" && (strings.HasPrefix(m.Source, "composefs:") || strings.HasPrefix(m.Source, "transient:composefs="))
+// composefsDigest returns what a composefs root that is mounted names as its image.
+func composefsDigest(m mnt.Info) (digest string, ok bool) {
+	if m.Type != "overlay" {
+		return "", false
+	}
+	if digest, ok = strings.CutPrefix(m.Source, sourceReadOnly); ok {
+		return digest, true
+	}
+	return strings.CutPrefix(m.Source, sourceTransient)
 }
 
 // earlier is the result of a second run: systemd may start the unit again.
