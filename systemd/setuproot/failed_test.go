@@ -154,8 +154,8 @@ func TestAsFailure(t *testing.T) {
 		{"not cleaned up", errors.Join(want, errors.Join(unix.EBUSY, unix.EPERM)), "while cleaning up: device or resource busy; operation not permitted"},
 	} {
 		want.Notes = nil
-		got := setuproot.AsFailure(c.err)
-		if got != error(want) || strings.Join(want.Notes, "|") != c.notes {
+		var got *setuproot.Failure
+		if !errors.As(setuproot.AsFailure(c.err), &got) || got != want || strings.Join(want.Notes, "|") != c.notes {
 			t.Errorf("%s: got %v, notes %q, want notes %q", c.name, got, want.Notes, c.notes)
 		}
 	}
