@@ -20,9 +20,11 @@ func Guard(o Options) error {
 		if _, statErr := os.Lstat(filepath.Join(o.RunDir, NotComposefs)); statErr == nil {
 			return nil
 		}
+		// What can be said in one line, since notes do not reach a quiet console.
+		return &Failure{Code: CodeSysroot, Path: o.Sysroot, Err: errors.New("no composefs root was assembled here: cfsboot-setup-root.service failed, is masked, or the kernel command line lacks root=")}
 	}
 	if err != nil {
-		return &Failure{Code: CodeSysroot, Path: o.Sysroot, Err: fmt.Errorf("no composefs root was assembled here: %w", cause(err))}
+		return &Failure{Code: CodeSysroot, Path: o.Sysroot, Err: cause(err)}
 	}
 	booted, err := record.ParseBooted(data)
 	if err != nil {

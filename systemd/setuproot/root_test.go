@@ -411,8 +411,8 @@ func TestRootGuard(t *testing.T) {
 	needKernel(t)
 	m := newMachine(t)
 	o := m.options(karg(m.image))
-	if err := setuproot.Guard(o); err == nil {
-		t.Error("passes without booted.json")
+	if err := setuproot.Guard(o); err == nil || !strings.Contains(err.Error(), "CFS-B01: "+m.sysroot) || !strings.Contains(err.Error(), "masked") {
+		t.Errorf("without booted.json: %v", err)
 	}
 	m.boot(o)
 	if err := setuproot.Guard(o); err != nil {
