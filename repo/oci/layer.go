@@ -341,10 +341,14 @@ func VerifyLayer(ctx context.Context, r *repo.Repository, diffID digest.Digest, 
 			return nil, context.Cause(ctx)
 		}
 		f, err := r.OpenObject(d)
-		if err != nil || r.Secure() {
-			return f, err
+		if err != nil {
+			return nil, err
 		}
-		return &measuredFile{f: f, want: d, hasher: fsverity.NewHasher(d.Algorithm())}, nil
+		m := &measuredFile{ctx: ctx, f: f, want: d}
+		if !r.Secure() {
+			m.hasher = fsverity.NewHasher(d.Algorithm())
+		}
+		return m, nil
 	})
 	if err != nil {
 		return err
@@ -355,15 +359,23 @@ func VerifyLayer(ctx context.Context, r *repo.Repository, diffID digest.Digest, 
 	return nil
 }
 
-// measuredFile checks the name of an object where the kernel does not.
+// measuredFile checks the name of an object where the kernel does not, and ends
+// when its context does.
 type measuredFile struct {
+	ctx    context.Context // of one call: a reader has no other way to get one
 	f      *os.File
 	want   fsverity.Digest
-	hasher *fsverity.Hasher
+	hasher *fsverity.Hasher // nil if the kernel vouches for the content
 }
 
 func (m *measuredFile) Read(p []byte) (int, error) {
+	if m.ctx.Err() != nil {
+		return 0, context.Cause(m.ctx)
+	}
 	n, err := m.f.Read(p)
+	if m.hasher == nil {
+		return n, err
+	}
 	_, _ = m.hasher.Write(p[:n]) // never fails
 	if IsEOF(err) {
 		if got := m.hasher.Sum(); got != m.want {

@@ -521,6 +521,34 @@ func TestDamagedObjectOfForeignLayer(t *testing.T) {
 	}
 }
 
+// countdown is a context that ends after it was asked n times.
+type countdown struct {
+	context.Context
+	n int
+}
+
+func (c *countdown) Err() error {
+	if c.n--; c.n < 0 {
+		return context.Canceled
+	}
+	return nil
+}
+
+// TestVerifyLayerIsCancelled: within one large object, too.
+func TestVerifyLayerIsCancelled(t *testing.T) {
+	t.Parallel()
+	in := archive(raw{name: "a", typ: '0', body: strings.Repeat("x", 4<<20)})
+	r := repotest.New(t, fsverity.SHA256)
+	l, err := oci.ImportLayer(t.Context(), r, bytes.NewReader(in), digest.FromBytes(in))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx := &countdown{t.Context(), 20}
+	if err := oci.VerifyLayer(ctx, r, l.DiffID, l.Stream); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v, want context.Canceled", err)
+	}
+}
+
 func BenchmarkImportLayer(b *testing.B) {
 	var members []raw
 	for i := range 2000 {

@@ -85,6 +85,9 @@ func ParseReference(s string) (ParsedReference, error) {
 // RetryAfter parses the header.
 func RetryAfter(s string, now time.Time) (time.Duration, bool) { return retryAfter(s, now) }
 
+// HideSecrets removes what looks like a credential.
+func HideSecrets(text string) string { return hideSecrets(text) }
+
 // HideURL drops the URLs from an error.
 func HideURL(err error) error { return hideURL(err) }
 

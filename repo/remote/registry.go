@@ -7,7 +7,6 @@ import (
 	"io"
 	"net/http"
 	"net/url"
-	"regexp"
 	"strings"
 	"sync"
 
@@ -35,6 +34,8 @@ type registry struct {
 	creds credentials
 	base  http.RoundTripper
 
+	closeIdle func()
+
 	mu     sync.Mutex
 	client *http.Client // after authentication
 }
@@ -56,7 +57,7 @@ func openRegistry(typed string, r reference, opts Options) (*registry, error) {
 		return nil, &Error{Ref: typed, Op: "open", Err: err}
 	}
 	s := &registry{typed: typed, ref: ref, opts: opts, creds: creds}
-	if s.base, err = newTransport(&s.opts); err != nil {
+	if s.base, s.closeIdle, err = newTransport(&s.opts); err != nil {
 		return nil, &Error{Ref: typed, Op: "open", Err: err}
 	}
 	for _, remark := range creds.skipped {
@@ -65,8 +66,11 @@ func openRegistry(typed string, r reference, opts Options) (*registry, error) {
 	return s, nil
 }
 
-// Close has nothing to release: idle connections close by themselves.
-func (s *registry) Close() error { return nil }
+// Close ends idle connections.
+func (s *registry) Close() error {
+	s.closeIdle()
+	return nil
+}
 
 // connect authenticates once.
 func (s *registry) connect(ctx context.Context) (*http.Client, error) {
@@ -214,16 +218,12 @@ func (s *registry) fail(ctx context.Context, op string, done int64, err error) e
 
 // scrub removes credentials that a hostile or careless registry sends back.
 func (s *registry) scrub(text string) string {
-	text = authHeader.ReplaceAllString(text, "$1 [hidden]")
+	text = hideSecrets(text)
 	for _, secret := range s.creds.secrets {
 		text = strings.ReplaceAll(text, secret, "[hidden]")
 	}
 	return text
 }
-
-// authHeader is the value of an Authorization header, tokens that the registry
-// issued among them.
-var authHeader = regexp.MustCompile(`(?i)\b(basic|bearer) [A-Za-z0-9+/_.~=-]{4,}`)
 
 // scrubError keeps the chain of an error whose text is harmless. Only the first
 // line counts: go-containerregistry quotes the whole answer of a token server.

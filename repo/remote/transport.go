@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -34,8 +35,9 @@ const (
 var errPlainHTTP = errors.New("plain HTTP is not allowed")
 
 // newTransport returns the HTTP transport of a source: time-outs, certificates,
-// no silent fallback to HTTP, repetition of failed requests.
-func newTransport(o *Options) (http.RoundTripper, error) {
+// no silent fallback to HTTP, repetition of failed requests. closeIdle ends the
+// connections that wait for another request.
+func newTransport(o *Options) (rt http.RoundTripper, closeIdle func(), err error) {
 	t := &http.Transport{
 		Proxy:                 http.ProxyFromEnvironment,
 		DialContext:           (&net.Dialer{Timeout: o.ConnectTimeout, KeepAlive: 30 * time.Second}).DialContext,
@@ -51,15 +53,15 @@ func newTransport(o *Options) (http.RoundTripper, error) {
 	if o.CAFile != "" {
 		pem, err := readLimited(o.CAFile, maxCAFile)
 		if err != nil {
-			return nil, fmt.Errorf("read CA bundle: %w", err)
+			return nil, nil, fmt.Errorf("read CA bundle: %w", err)
 		}
 		pool := x509.NewCertPool()
 		if !pool.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("read CA bundle: %s contains no certificate", o.CAFile)
+			return nil, nil, fmt.Errorf("read CA bundle: %s contains no certificate", o.CAFile)
 		}
 		t.TLSClientConfig.RootCAs = pool
 	}
-	return &retryTransport{inner: &guard{inner: t, plain: o.InsecureHTTP, stall: o.StallTimeout}, opts: o}, nil
+	return &retryTransport{inner: &guard{inner: t, plain: o.InsecureHTTP, stall: o.StallTimeout}, opts: o}, t.CloseIdleConnections, nil
 }
 
 // guard refuses plain HTTP unless it was asked for, and puts every body under a
@@ -136,7 +138,7 @@ func (o *Options) announce(u *url.URL, resp *http.Response, err error, delay tim
 	if resp != nil {
 		reason = "answers " + statusText(resp.StatusCode)
 	} else {
-		reason = hideURL(err).Error()
+		reason = hideSecrets(hideURL(err).Error())
 	}
 	o.Logger.Debug("repeat request", "host", u.Host, "reason", reason, "delay", delay)
 	progress.Report(o.Progress, progress.Message{Text: fmt.Sprintf("%s: %s; next attempt in %s", u.Host, reason, delay.Round(100*time.Millisecond))})
@@ -258,6 +260,12 @@ func hideURL(err error) error {
 	}
 	return fmt.Errorf("%s: %w", host, hideURL(u.Err))
 }
+
+// hideSecrets removes values of Authorization headers, tokens that the registry
+// issued among them.
+func hideSecrets(text string) string { return authHeader.ReplaceAllString(text, "$1 [hidden]") }
+
+var authHeader = regexp.MustCompile(`(?i)\b(basic|bearer) [A-Za-z0-9+/_.~=-]{4,}`)
 
 func statusText(code int) string {
 	if s := http.StatusText(code); s != "" {

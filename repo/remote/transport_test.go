@@ -41,3 +41,15 @@ func TestHideURL(t *testing.T) {
 		t.Errorf("got %q, want %q", err, want)
 	}
 }
+
+func TestHideSecrets(t *testing.T) {
+	t.Parallel()
+	for in, want := range map[string]string{
+		`you said Basic YWxpY2U6cGFzcw==, go away`: `you said Basic [hidden], go away`,
+		`bearer abc.def-ghi`:                       `bearer [hidden]`,
+	} {
+		if got := remote.HideSecrets(in); got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+}
