@@ -232,7 +232,7 @@ func (w *writer) file(dir *durable.Dir, name, at string, n *tree.Node) (err erro
 	if err != nil {
 		return err
 	}
-	defer r.Close() //nolint:errcheck // read only
+	defer r.Close()
 	f, err := dir.Create(name, 0o600)
 	if err != nil {
 		return err

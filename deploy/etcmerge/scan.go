@@ -97,7 +97,7 @@ func (f *fingerprinter) add(at string, st unix.Stat_t) {
 	if st.Ctim.Nano() > f.newest.Nano() {
 		f.newest = st.Ctim
 	}
-	fmt.Fprintf(f.hash, "%s\x00%d %o %d %d.%d %d.%d\n", at, st.Ino, st.Mode, st.Size, st.Mtim.Sec, st.Mtim.Nsec, st.Ctim.Sec, st.Ctim.Nsec) //nolint:errcheck // a hash has no errors
+	fmt.Fprintf(f.hash, "%s\x00%d %o %d %d.%d %d.%d\n", at, st.Ino, st.Mode, st.Size, st.Mtim.Sec, st.Mtim.Nsec, st.Ctim.Sec, st.Ctim.Nsec)
 }
 
 func (f *fingerprinter) sum() string {
@@ -249,7 +249,7 @@ func (s *scanner) contents(dir *durable.Dir, name, at string) (fsverity.Digest, 
 	if err != nil {
 		return fsverity.Digest{}, 0, err
 	}
-	defer f.Close() //nolint:errcheck // read only
+	defer f.Close()
 	st, err := f.Stat()
 	if err != nil {
 		return fsverity.Digest{}, 0, err

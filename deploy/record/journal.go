@@ -48,11 +48,11 @@ type envelope struct {
 	Record   json.RawMessage `json:"record"`
 }
 
-// RecordName is the file name of record seq: 10 digits and ".json", so that
+// FileName is the file name of record seq: 10 digits and ".json", so that
 // names sort as numbers.
-func RecordName(seq uint64) string { return fmt.Sprintf("%0*d%s", seqDigits, seq, journalSuffix) }
+func FileName(seq uint64) string { return fmt.Sprintf("%0*d%s", seqDigits, seq, journalSuffix) }
 
-// ParseRecordName is the inverse of RecordName; ok is false for other names.
+// ParseRecordName is the inverse of FileName; ok is false for other names.
 func ParseRecordName(name string) (seq uint64, ok bool) {
 	digits, ok := strings.CutSuffix(name, journalSuffix)
 	if !ok {
@@ -62,7 +62,7 @@ func ParseRecordName(name string) (seq uint64, ok bool) {
 }
 
 // Name is the file name of the record.
-func (r Record) Name() string { return RecordName(r.Seq) }
+func (r Record) Name() string { return FileName(r.Seq) }
 
 // Encode gives the bytes of the file, or a *FormatError if ParseRecord would
 // refuse them.
@@ -122,7 +122,7 @@ func ParseRecord(seq uint64, data []byte) (Record, error) {
 		return Record{}, err
 	}
 	if r.Seq != seq {
-		return Record{}, &FormatError{whatJournal, "seq", fmt.Sprintf("%d in file %s", r.Seq, RecordName(seq))}
+		return Record{}, &FormatError{whatJournal, "seq", fmt.Sprintf("%d in file %s", r.Seq, FileName(seq))}
 	}
 	return r, r.check()
 }
@@ -178,7 +178,7 @@ func ReadJournal(names []string, read func(name string) ([]byte, error)) (*Journ
 	slices.Reverse(seqs)
 	j := &Journal{highest: seqs[0]}
 	for _, seq := range seqs {
-		name := RecordName(seq)
+		name := FileName(seq)
 		data, err := read(name)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // pruned meanwhile

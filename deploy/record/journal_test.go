@@ -340,7 +340,7 @@ func TestJournalTornRecord(t *testing.T) {
 	d.play(t, slices.Concat(install, bless1)...)
 	want := d.journal(t).State()
 	d.play(t, upgrade[0])
-	newest := record.RecordName(6)
+	newest := record.FileName(6)
 	whole := d[newest]
 	if len(whole) == 0 {
 		t.Fatal("no record 6")
@@ -386,7 +386,7 @@ func TestParseRecordRejects(t *testing.T) {
 	d := disk{}
 	d.play(t, slices.Concat(install, bless1, upgrade)...)
 	seq := uint64(len(d))
-	data := d[record.RecordName(seq)]
+	data := d[record.FileName(seq)]
 	state := func(m map[string]any) map[string]any { return m["state"].(map[string]any) }
 	staged := func(m map[string]any) map[string]any { return state(m)["staged"].(map[string]any) }
 	entry := func(m map[string]any) map[string]any { return state(m)["entries"].([]any)[0].(map[string]any) }
@@ -429,7 +429,7 @@ func TestParseRecordRejects(t *testing.T) {
 		})
 	}
 	// A complete record of the future must not be skipped.
-	d[record.RecordName(seq)] = reseal(t, data, func(m map[string]any) { m["format"] = 2 })
+	d[record.FileName(seq)] = reseal(t, data, func(m map[string]any) { m["format"] = 2 })
 	if _, err := record.ReadJournal(d.names(), d.read); err == nil {
 		t.Error("an older record was used in place of one of another format")
 	}
@@ -443,25 +443,25 @@ func TestReadJournal(t *testing.T) {
 	if _, err := record.ReadJournal([]string{"README", "1.json", "0000000000.json"}, nil); !errors.Is(err, record.ErrNoJournal) || !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("got %v, want ErrNoJournal", err)
 	}
-	bad := disk{record.RecordName(1): nil, record.RecordName(2): []byte("{}")}
+	bad := disk{record.FileName(1): nil, record.FileName(2): []byte("{}")}
 	var fe *record.FormatError
 	if _, err := record.ReadJournal(bad.names(), bad.read); !errors.As(err, &fe) || errors.Is(err, record.ErrNoJournal) {
 		t.Errorf("got %v, want a *FormatError", err)
 	}
 	broken := errors.New("I/O error")
-	if _, err := record.ReadJournal([]string{record.RecordName(1)}, func(string) ([]byte, error) { return nil, broken }); !errors.Is(err, broken) {
+	if _, err := record.ReadJournal([]string{record.FileName(1)}, func(string) ([]byte, error) { return nil, broken }); !errors.Is(err, broken) {
 		t.Errorf("got %v, want the read error", err)
 	}
 	d := disk{}
 	d.play(t, install...)
-	names := append(d.names(), record.RecordName(9)) // listed, then gone
+	names := append(d.names(), record.FileName(9)) // listed, then gone
 	if _, err := record.ReadJournal(names, d.read); err != nil {
 		t.Error(err)
 	}
 }
 
 func TestRecordNames(t *testing.T) {
-	if got := record.RecordName(42); got != "0000000042.json" {
+	if got := record.FileName(42); got != "0000000042.json" {
 		t.Errorf("got %s", got)
 	}
 	for name, want := range map[string]uint64{
@@ -473,9 +473,9 @@ func TestRecordNames(t *testing.T) {
 	}
 	names := []string{"x"}
 	for i := range record.KeepRecords + 2 {
-		names = append(names, record.RecordName(uint64(i+1)))
+		names = append(names, record.FileName(uint64(i+1)))
 	}
-	if diff := cmp.Diff([]string{record.RecordName(1), record.RecordName(2)}, record.Prunable(names)); diff != "" {
+	if diff := cmp.Diff([]string{record.FileName(1), record.FileName(2)}, record.Prunable(names)); diff != "" {
 		t.Errorf("prunable (-want +got):\n%s", diff)
 	}
 	if got := record.Prunable(names[:5]); len(got) != 0 {
@@ -487,7 +487,7 @@ func FuzzParseRecord(f *testing.F) {
 	d := disk{}
 	d.play(f, slices.Concat(install, bless1, upgrade)...)
 	for i := range uint64(len(d)) {
-		f.Add(i+1, d[record.RecordName(i+1)], false)
+		f.Add(i+1, d[record.FileName(i+1)], false)
 	}
 	f.Fuzz(func(t *testing.T, seq uint64, data []byte, sealed bool) {
 		if sealed { // let the fuzzer get behind the checksum
