@@ -21,7 +21,7 @@ const trashDir = stateTop + "/trash"
 // Removing is not what the user asked for, so a failure is only logged: the next
 // run tries again.
 func (m *machine) clean(ctx context.Context) {
-	for _, step := range []func(context.Context) error{m.cleanStaged, m.cleanOrphans, m.cleanRetiring, m.cleanPayloads, m.cleanRefs, m.cleanTrash} {
+	for _, step := range []func(context.Context) error{m.cleanStaged, m.cleanEtc, m.cleanOrphans, m.cleanRetiring, m.cleanPayloads, m.cleanRefs, m.cleanTrash} {
 		if err := step(ctx); err != nil {
 			m.Logger.Warn("clean up", "error", err)
 			return
@@ -46,6 +46,29 @@ func (m *machine) cleanStaged(context.Context) error {
 		}
 		if err := m.top.RemoveAll(stagedDir + "/" + x.Name); err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+// cleanEtc removes what a killed finalize has left of a merge.
+func (m *machine) cleanEtc(context.Context) error {
+	for _, parent := range []string{record.StateDir, stagedDir} {
+		list, err := m.top.ReadSubDir(parent)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		for _, x := range list {
+			name := parent + "/" + x.Name + "/" + newEtc
+			if ok, err := m.top.Exists(name); err != nil || !ok {
+				continue // not a deployment, or nothing to remove
+			}
+			if err := m.top.RemoveAll(name); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // ErrNothingToDo says that the machine is as the command wants it already.
@@ -51,27 +53,57 @@ func refuse(code, format string, args ...any) error {
 // ConflictError says that something needs a person's decision: files below /etc
 // that cannot be merged, or files on the boot partition that are not cfsboot's.
 type ConflictError struct {
-	What  string   // what the paths are, for example "files of /etc that cannot be merged"
-	Paths []string // sorted
-	Err   error    // the reasons in detail, or nil
+	What    string   // what the paths are, for example "files of /etc that cannot be merged"
+	Paths   []string // sorted
+	Reasons []string // one for each path; or nil
+	Err     error    // the cause, or nil; it is not in the text
 }
 
 // maxPaths is how many paths the text of a ConflictError names.
 const maxPaths = 10
 
 func (e *ConflictError) Error() string {
-	paths := e.Paths
-	more := ""
-	if len(paths) > maxPaths {
-		more = fmt.Sprintf(" and %d more", len(paths)-maxPaths)
-		paths = paths[:maxPaths]
+	var list []string
+	for i, path := range e.Paths[:min(len(e.Paths), maxPaths)] {
+		if i < len(e.Reasons) {
+			path += " (" + e.Reasons[i] + ")"
+		}
+		list = append(list, path)
 	}
-	text := fmt.Sprintf("%s: %s%s", e.What, strings.Join(paths, ", "), more)
-	if e.Err != nil {
-		text += ": " + e.Err.Error()
+	text := e.What + ": " + strings.Join(list, ", ")
+	if more := len(e.Paths) - len(list); more > 0 {
+		text += fmt.Sprintf(" and %d more", more)
 	}
 	return text
 }
 
 // Unwrap returns the cause.
 func (e *ConflictError) Unwrap() error { return e.Err }
+
+// etcError is a failure at making an /etc. Its text may name files in directories
+// that only root can look into.
+type etcError struct {
+	what string // what was done
+	err  error
+}
+
+func (e *etcError) Error() string { return e.what + ": " + e.err.Error() }
+
+func (e *etcError) Unwrap() error { return e.err }
+
+// publicReason is the text of an error for the journal, which everybody can read:
+// without names of files below /etc.
+func publicReason(err error) string {
+	var conflict *ConflictError
+	var etc *etcError
+	var no unix.Errno
+	switch {
+	case !errors.As(err, &etc):
+		return err.Error()
+	case errors.As(err, &conflict):
+		return fmt.Sprintf("%s: %s (%d)", etc.what, conflict.What, len(conflict.Paths))
+	case errors.As(err, &no):
+		return etc.what + ": " + no.Error()
+	}
+	return etc.what
+}

@@ -108,7 +108,7 @@ func readDeployments(top *durable.Dir, s record.State) (map[string]record.Deploy
 				problems = append(problems, err)
 				continue
 			}
-			if _, both := out[x.Name]; both && !(s.Staged != nil && s.Staged.Deployment == d.ID && s.Staged.Transaction == d.Transaction) {
+			if _, both := out[x.Name]; both && (s.Staged == nil || s.Staged.Deployment != d.ID || s.Staged.Transaction != d.Transaction) {
 				continue
 			}
 			out[x.Name] = d

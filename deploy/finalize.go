@@ -41,7 +41,7 @@ func (m *machine) noteFailure(id string, reason error) error {
 	if st := m.facts.State.Staged; st == nil || st.Deployment != id {
 		return nil // it was armed, only the rest failed
 	}
-	return m.add(record.Event{Kind: record.EventFinalizeFailed, Deployment: id, Reason: reason.Error()})
+	return m.add(record.Event{Kind: record.EventFinalizeFailed, Deployment: id, Reason: publicReason(reason)})
 }
 
 // arm takes the staged deployment to the commit point. Each step finds out what

@@ -56,13 +56,15 @@ func (m *machine) pullImage(ctx context.Context, src oci.Source, reference strin
 		policy = keyring.Computed{}
 	}
 	m.say("pulling %s", reference)
+	// No name yet: an image that is refused below must not keep one.
 	pulled, err := pull.Pull(ctx, m.repo, src, pull.Options{
-		Name: tag, Bootable: true, Policy: policy, Progress: m.Progress, Logger: m.Logger, Parallel: o.Parallel,
+		Bootable: true, Policy: policy, Platform: o.Platform, Progress: m.Progress, Logger: m.Logger, Parallel: o.Parallel,
 	})
 	if err != nil {
 		return nil, refuseImage(err)
 	}
 	img := &image{pulled: pulled}
+	img.Tag, img.ManifestDigest = tag, pulled.ManifestDigest
 	var ok bool
 	if img.Boot, ok = pulled.Verified.Digest(keyring.Boot); !ok {
 		return nil, refuse(CodeImage, "image %s has no verified boot image", reference)
@@ -70,10 +72,12 @@ func (m *machine) pullImage(ctx context.Context, src oci.Source, reference strin
 	if img.Plain, ok = pulled.Verified.Digest(keyring.Plain); !ok {
 		return nil, refuse(CodeImage, "image %s has no verified plain image", reference)
 	}
-	img.Manifest = oci.ManifestStream(pulled.ManifestDigest)
 	res, err := m.bootFiles(ctx, img)
 	if err != nil {
 		return nil, err
+	}
+	if res.OSRelease == nil {
+		return nil, refuse(CodeImage, "image %s has no /usr/lib/os-release, without which systemd takes no root", reference)
 	}
 	if img.tree, err = m.readImage(ctx, img.Boot); err != nil {
 		return nil, err

@@ -19,6 +19,7 @@ import (
 	"github.com/cfsboot/cfsboot/deploy/install"
 	"github.com/cfsboot/cfsboot/deploy/record"
 	"github.com/cfsboot/cfsboot/erofs/tree"
+	"github.com/cfsboot/cfsboot/fsverity"
 	"github.com/cfsboot/cfsboot/internal/durable"
 	"github.com/cfsboot/cfsboot/repo"
 	"github.com/cfsboot/cfsboot/repo/oci"
@@ -72,7 +73,7 @@ func Install(ctx context.Context, dir string, o InstallOptions) (_ *Change, err 
 	if err := m.openTarget(dir, o.ESPPath); err != nil {
 		return nil, err
 	}
-	src, _, err := resolve(ctx, o.PullOptions, o.Image)
+	src, resolved, err := resolve(ctx, o.PullOptions, o.Image)
 	if err != nil {
 		return nil, err
 	}
@@ -81,6 +82,9 @@ func Install(ctx context.Context, dir string, o InstallOptions) (_ *Change, err 
 		return nil, err
 	}
 	if n := m.facts.State.Newest(); n != nil { // only the last record was missing
+		if err := m.checkSame(n.Deployment, resolved, targetRef); err != nil {
+			return nil, err
+		}
 		return m.change(ActionArmed, n.Deployment), nil
 	}
 	tx := newTransaction()
@@ -93,6 +97,22 @@ func Install(ctx context.Context, dir string, o InstallOptions) (_ *Change, err 
 		}
 	}()
 	return m.install(ctx, src, tx, targetRef, o)
+}
+
+// checkSame refuses an installation that is complete but of another image, or
+// that follows another reference, than what was asked for.
+func (m *machine) checkSame(id string, want oci.Resolved, target record.ImageReference) error {
+	d, ok := m.facts.Deployments[id]
+	if !ok {
+		return fmt.Errorf("deployment %s has no readable %s", short(id), record.DeploymentName)
+	}
+	if got := d.ManifestDigest; got != string(want.Descriptor.Digest) {
+		return refuse(CodeInstalled, "target %q holds an installation already, of image %s, not %s", m.top.Path(), got, want.Descriptor.Digest)
+	}
+	if d.Reference != target.String() {
+		return refuse(CodeInstalled, "target %q holds an installation already, which follows %s, not %s", m.top.Path(), d.Reference, target)
+	}
+	return nil
 }
 
 // openTarget opens the target and its boot partition and looks whether there is
@@ -178,6 +198,9 @@ func (m *machine) startInstall(ctx context.Context, o InstallOptions) error {
 	if err := repo.Lock(ctx, lock, true, m.LockWait); err != nil {
 		return err
 	}
+	if err := checkTarget(m.top); err != nil { // another installation may have had the lock
+		return err
+	}
 	if m.journal, err = openJournal(m.top, m.Options); err != nil {
 		return err
 	}
@@ -214,8 +237,12 @@ func (m *machine) startInstall(ctx context.Context, o InstallOptions) error {
 // initRepo makes a repository with fs-verity, or without where there is none and
 // that is allowed.
 func (m *machine) initRepo(ctx context.Context, dir *durable.Dir, allowMissing bool) error {
-	err := repo.Init(ctx, dir, repo.InitOptions{})
+	err := checkBlocks(dir)
+	if err == nil {
+		err = repo.Init(ctx, dir, repo.InitOptions{})
+	}
 	var insecure *repo.InsecureError
+	var blocks *blockSizeError
 	switch {
 	case err == nil:
 		return nil
@@ -223,6 +250,8 @@ func (m *machine) initRepo(ctx context.Context, dir *durable.Dir, allowMissing b
 		return nil // a run before this one made it
 	case !errors.Is(err, errors.ErrUnsupported) && !errors.As(err, &insecure):
 		return err
+	case errors.As(err, &blocks) && !allowMissing:
+		return &RefusedError{Code: CodeNoVerity, Err: err}
 	case !allowMissing:
 		return &RefusedError{
 			Code: CodeNoVerity, Err: err,
@@ -231,6 +260,30 @@ func (m *machine) initRepo(ctx context.Context, dir *durable.Dir, allowMissing b
 	}
 	m.say("warning: %s has no fs-verity, changed files will not be noticed", m.top.Path())
 	return repo.Init(ctx, dir, repo.InitOptions{Insecure: true})
+}
+
+// blockSizeError says that the blocks of a file system are too small for
+// fs-verity with the Merkle blocks of composefs.
+type blockSizeError struct {
+	path      string
+	got, want int64 // bytes
+}
+
+func (e *blockSizeError) Error() string {
+	return fmt.Sprintf("the file system of %q has %d-byte blocks, want %d (mkfs.ext4 -b %d -O verity)", e.path, e.got, e.want, e.want)
+}
+
+// Unwrap: without fs-verity is how such a file system can be used.
+func (e *blockSizeError) Unwrap() error { return errors.ErrUnsupported }
+
+// checkBlocks finds out before the kernel does, which only answers EINVAL
+// (fs/verity/enable.c).
+func checkBlocks(dir *durable.Dir) error {
+	space, err := dir.Space()
+	if err == nil && space.BlockSize < fsverity.BlockSize {
+		err = &blockSizeError{dir.Path(), space.BlockSize, fsverity.BlockSize}
+	}
+	return err
 }
 
 // install does the work between begin and the commit point.
@@ -422,7 +475,7 @@ func (m *machine) placeLoader(ctx context.Context, img *image, loader esp.Payloa
 func refuseForeign(err error) error {
 	var foreign *esp.VerifyError
 	if errors.As(err, &foreign) {
-		return &ConflictError{What: "files on the boot partition that cfsboot did not write", Paths: []string{foreign.Path}, Err: err}
+		return &ConflictError{What: "files on the boot partition that cfsboot did not write", Paths: []string{foreign.Path}, Reasons: []string{fmt.Sprintf("got %s, want %s", foreign.Got, foreign.Want)}, Err: err}
 	}
 	return err
 }

@@ -22,6 +22,7 @@ import (
 	"github.com/cfsboot/cfsboot/fsverity"
 	"github.com/cfsboot/cfsboot/internal/durable"
 	"github.com/cfsboot/cfsboot/repo"
+	"github.com/cfsboot/cfsboot/repo/oci"
 	"github.com/cfsboot/cfsboot/repo/oci/ocitest"
 )
 
@@ -201,6 +202,11 @@ func checkQuiet(t *testing.T, w *world) {
 	if got := dirs("state/cfsboot/trash"); len(got) > 0 {
 		t.Errorf("trash: %v", got)
 	}
+	for _, pattern := range []string{"state/deploy/*/.etc.new", "state/cfsboot/staged/*/.etc.new"} {
+		if got, _ := filepath.Glob(filepath.Join(w.root.Path(), pattern)); len(got) > 0 {
+			t.Errorf("half-made /etc: %v", got)
+		}
+	}
 	refs := dirs("composefs/images/refs/cfsboot")
 	want := s.Deployments()
 	slices.Sort(want)
@@ -251,8 +257,8 @@ func TestEntryOfUpgrade(t *testing.T) {
 // the lab.
 func hasVerity(t *testing.T, below string) bool {
 	t.Helper()
-	path, err := os.MkdirTemp(below, "verity")
-	must(t, err)
+	path := filepath.Join(below, "verity-probe")
+	must(t, os.Mkdir(path, 0o700))
 	defer os.RemoveAll(path)
 	dir, err := durable.OpenDir(path)
 	must(t, err)
@@ -442,6 +448,7 @@ func TestEtcConflict(t *testing.T) {
 		t.Fatalf("got %v, want a conflict of /etc/conf.d", err)
 	}
 	checkQuiet(t, w)
+	w.checkJournal("conf.d")
 	if w.state().Staged != nil || w.boot() != one {
 		t.Error("something was staged")
 	}
@@ -474,7 +481,11 @@ func TestConflictAfterStaging(t *testing.T) {
 	if _, err := w.finalize(); !errors.As(err, &conflict) {
 		t.Fatalf("got %v, want a conflict", err)
 	}
-	if st := w.state().Staged; st == nil || !strings.Contains(st.Failure, "/etc/conf.d") {
+	if !strings.Contains(conflict.Error(), "/etc/conf.d (") || strings.Count(conflict.Error(), "/etc/conf.d") != 1 {
+		t.Errorf("the text does not name the path once, with its reason: %v", conflict)
+	}
+	// Everybody can read the journal.
+	if st := w.state().Staged; st == nil || !strings.Contains(st.Failure, "files of /etc that cannot be merged (1)") || strings.Contains(st.Failure, "conf.d") {
 		t.Errorf("staged: %+v", st)
 	}
 	if got := w.boot(); got != one {
@@ -486,6 +497,25 @@ func TestConflictAfterStaging(t *testing.T) {
 	w.changed()
 	if _, err := w.finalize(); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestHalfMadeEtc: what a killed merge has left goes, also if /etc has not changed
+// since and nothing is merged.
+func TestHalfMadeEtc(t *testing.T) {
+	w := newWorld(t)
+	must(t, settled(w.install(release(t, "1"))))
+	one := w.boot()
+	c, err := w.upgrade(release(t, "2"))
+	must(t, err)
+	for _, dir := range []string{"state/deploy/" + one, "state/cfsboot/staged/" + c.Deployment} {
+		must(t, os.MkdirAll(filepath.Join(w.root.Path(), dir, ".etc.new/half"), 0o700))
+	}
+	w.changed()
+	must(t, settled(w.finalize()))
+	checkQuiet(t, w)
+	if got := w.boot(); got != c.Deployment {
+		t.Errorf("booted %s, want %s", got, c.Deployment)
 	}
 }
 
@@ -557,12 +587,23 @@ func TestRefusals(t *testing.T) {
 		want("image without "+name, err, deploy.CodeImage)
 		checkQuiet(t, w)
 	}
+	noRelease := osTree("2")
+	delete(noRelease, "usr/lib/os-release")
+	_, err = w.upgrade(buildImage(t, noRelease))
+	want("no os-release", err, deploy.CodeImage)
+	if !strings.Contains(err.Error(), "/usr/lib/os-release") {
+		t.Errorf("the refusal does not name os-release: %v", err)
+	}
+	checkQuiet(t, w)
 	other, err := ocitest.Build(ocitest.Spec{Layers: []ocitest.Layer{{Tar: make([]byte, 1024)}}, Platform: v1.Platform{OS: "linux", Architecture: "s390x"}})
 	must(t, err)
 	_, err = w.upgrade(other)
 	want("another architecture", err, deploy.CodeImage)
 	if w.state().Staged != nil || w.boot() != one {
 		t.Error("a refused image was staged")
+	}
+	if got := w.tagged(); got != string(release(t, "1").Descriptor.Digest) {
+		t.Errorf("after the refusals the tag stands for %s, want the image that runs", got)
 	}
 
 	empty := newWorld(t)
@@ -609,6 +650,76 @@ func TestInstallRefusals(t *testing.T) {
 		w.tag = buildImage(w.t, files)
 	})
 	check("no reference", deploy.CodeImage, func(_ *world, o *deploy.InstallOptions) { o.TargetImage = "docker://" })
+}
+
+// TestInstallTwiceAtOnce: the second installation, of another image, looked at
+// the target before the first had begun and finds it done when it gets the lock.
+func TestInstallTwiceAtOnce(t *testing.T) {
+	w := newWorld(t)
+	first, second := release(t, "1"), release(t, "2")
+	var id string
+	o := deploy.InstallOptions{Options: w.options(), PullOptions: w.pull(), Image: reference, AllowMissingVerity: true, RootUUID: "x"}
+	o.OpenSource = func(context.Context, string) (oci.Source, error) {
+		c, err := w.install(first)
+		if err != nil {
+			return nil, err
+		}
+		id = c.Deployment
+		return &ocitest.Source{Image: second}, nil
+	}
+	var refused *deploy.RefusedError
+	if c, err := deploy.Install(t.Context(), w.root.Path(), o); !errors.As(err, &refused) || refused.Code != deploy.CodeInstalled {
+		t.Fatalf("got %+v, %v, want refusal %s", c, err, deploy.CodeInstalled)
+	}
+	if got := w.boot(); got != id {
+		t.Errorf("booted %s, want the first, %s", got, id)
+	}
+}
+
+// TestInstallOfAnotherImage: an installation lacks only its last record. With the
+// same image and reference that is written, with others it is no success.
+func TestInstallOfAnotherImage(t *testing.T) {
+	w := newWorld(t)
+	img := release(t, "1")
+	done, err := w.install(img)
+	must(t, err)
+	records := w.records()
+	must(t, os.Remove(filepath.Join(w.root.Path(), record.JournalDir, records[len(records)-1])))
+	w.changed()
+	var refused *deploy.RefusedError
+	if c, err := w.copy().install(release(t, "2")); !errors.As(err, &refused) || refused.Code != deploy.CodeInstalled {
+		t.Errorf("another image: got %+v, %v, want refusal %s", c, err, deploy.CodeInstalled)
+	}
+	follows := w.copy()
+	_, err = deploy.Install(t.Context(), follows.root.Path(), deploy.InstallOptions{
+		Options: follows.options(), PullOptions: w.pull(), Image: reference, TargetImage: "docker://registry.example/other:1", AllowMissingVerity: true, RootUUID: "x",
+	})
+	if !errors.As(err, &refused) || refused.Code != deploy.CodeInstalled {
+		t.Errorf("another reference: got %v, want refusal %s", err, deploy.CodeInstalled)
+	}
+	if c, err := w.install(img); err != nil || c.Deployment != done.Deployment {
+		t.Errorf("the same again: %+v, %v", c, err)
+	}
+}
+
+// TestPlatform: an image for another machine is installed where that is asked for.
+func TestPlatform(t *testing.T) {
+	w := newWorld(t)
+	files := osTree("1")
+	files["usr/lib/systemd/boot/efi/systemd-bootaa64.efi"] = "PE loader"
+	w.tag = buildImageFor(t, files, v1.Platform{OS: "linux", Architecture: "arm64"})
+	o := deploy.InstallOptions{Options: w.options(), PullOptions: w.pull(), Image: reference, AllowMissingVerity: true, RootUUID: "x"}
+	if oci.HostPlatform().Architecture != "arm64" {
+		var refused *deploy.RefusedError
+		if _, err := deploy.Install(t.Context(), w.root.Path(), o); !errors.As(err, &refused) || refused.Code != deploy.CodeImage {
+			t.Fatalf("got %v, want refusal %s", err, deploy.CodeImage)
+		}
+	}
+	o.Platform = v1.Platform{OS: "linux", Architecture: "arm64"}
+	must(t, settled(deploy.Install(t.Context(), w.root.Path(), o)))
+	if _, err := os.Stat(filepath.Join(w.fat.Path(), "EFI/BOOT/BOOTAA64.EFI")); err != nil {
+		t.Error(err)
+	}
 }
 
 func (w *world) touch(name string) {

@@ -104,7 +104,7 @@ func openWritable(path string) (*durable.Dir, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close() //nolint:errcheck // a directory
+	defer f.Close()
 	return dirOf(f, path)
 }
 

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"time"
 
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
 	"github.com/cfsboot/cfsboot/deploy/esp"
 	"github.com/cfsboot/cfsboot/internal/durable"
 	"github.com/cfsboot/cfsboot/internal/efivar"
@@ -55,8 +57,9 @@ type OpenSource func(ctx context.Context, reference string) (oci.Source, error)
 
 // PullOptions say where images come from and which are accepted.
 type PullOptions struct {
-	OpenSource OpenSource     // required
+	OpenSource OpenSource     // required; it has to choose by the same platform
 	Policy     keyring.Policy // nil: keyring.Computed
+	Platform   v1.Platform    // that the image must be for; zero: that of this program
 	Parallel   int            // layers at a time; 0: as repo/pull decides
 }
 

@@ -5,8 +5,11 @@ import (
 	"errors"
 	"io/fs"
 
+	"github.com/opencontainers/go-digest"
+
 	"github.com/cfsboot/cfsboot/fsverity"
 	"github.com/cfsboot/cfsboot/repo"
+	"github.com/cfsboot/cfsboot/repo/oci"
 )
 
 // refPrefix begins the names of the refs by which deployments hold what they
@@ -22,11 +25,13 @@ const (
 
 // holdings are what a deployment needs in the repository.
 type holdings struct {
-	Boot, Plain fsverity.Digest
-	Manifest    string // name of the stream
+	Boot, Plain    fsverity.Digest
+	ManifestDigest digest.Digest
+	Tag            string // name of the image; or "": it cannot be one
 }
 
-// hold makes the refs of a deployment, durably.
+// hold makes the refs of a deployment, durably, and lets the tag stand for its
+// image: whoever comes here has found that the image can be deployed.
 func (m *machine) hold(ctx context.Context, id string, h holdings) error {
 	for _, r := range []struct {
 		kind         repo.Kind
@@ -34,9 +39,14 @@ func (m *machine) hold(ctx context.Context, id string, h holdings) error {
 	}{
 		{repo.Images, refBoot, h.Boot.Hex()},
 		{repo.Images, refPlain, h.Plain.Hex()},
-		{repo.Streams, refManifest, h.Manifest},
+		{repo.Streams, refManifest, oci.ManifestStream(h.ManifestDigest)},
 	} {
 		if err := m.repo.SetRef(ctx, r.kind, refPrefix+id+r.name, r.target); err != nil {
+			return err
+		}
+	}
+	if h.Tag != "" {
+		if err := oci.Tag(ctx, m.repo, h.ManifestDigest, h.Tag); err != nil {
 			return err
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -43,9 +44,9 @@ func realWorld(t *testing.T, size int64) *world {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = m.Close() })
-	root, err := os.MkdirTemp(scratch, "root")
-	if err != nil {
-		t.Fatal(err)
+	root := t.TempDir() // the lab puts it there too
+	if !strings.HasPrefix(root, scratch) {
+		t.Fatalf("temporary files are in %q, want them below %q", root, scratch)
 	}
 	return &world{
 		t: t, root: realDisk{t, root}, fat: realDisk{t, fmt.Sprintf("/proc/self/fd/%d", m.File().Fd())}, running: t.TempDir(),
@@ -180,7 +181,27 @@ func TestRootFullESP(t *testing.T) {
 	}
 }
 
-// TestRootInstallNeedsVerity: on a file system without fs-verity an installation
+// TestRootSmallBlocks: a file system whose blocks are smaller than the Merkle
+// blocks is refused with what it has and what it needs; the kernel only says EINVAL.
+func TestRootSmallBlocks(t *testing.T) {
+	w := realWorld(t, 24<<20)
+	image, point := filepath.Join(t.TempDir(), "ext4"), t.TempDir()
+	must(t, os.WriteFile(image, nil, 0o600))
+	must(t, os.Truncate(image, 32<<20))
+	if out, err := exec.CommandContext(t.Context(), "mkfs.ext4", "-q", "-b", "1024", "-O", "verity", image).CombinedOutput(); err != nil {
+		t.Fatalf("mkfs.ext4: %v\n%s", err, out)
+	}
+	must(t, unix.Mount(loopDevice(t, image), point, "ext4", 0, ""))
+	defer func() { must(t, unix.Unmount(point, unix.MNT_DETACH)) }()
+	w.root = realDisk{t, point}
+	var refused *deploy.RefusedError
+	_, err := w.install(release(t, "1"))
+	if !errors.As(err, &refused) || refused.Code != deploy.CodeNoVerity || !strings.Contains(err.Error(), "1024-byte blocks, want 4096") {
+		t.Errorf("got %v, want refusal %s", err, deploy.CodeNoVerity)
+	}
+}
+
+// TestRootTarget: on a file system without fs-verity an installation
 // is refused before anything is made, and FSUUID finds the UUID where there is
 // no udev.
 func TestRootTarget(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -54,7 +55,7 @@ func (m *machine) makeState(ctx context.Context, name string, d record.Deploymen
 	}
 	defer dir.Close() //nolint:errcheck // synced below
 	if err := etc(ctx, dir, "etc"); err != nil {
-		return fmt.Errorf("make /etc of deployment %s: %w", short(d.ID), err)
+		return &etcError{"make /etc of deployment " + short(d.ID), err}
 	}
 	if err := dir.Symlink(varTarget, "var"); err != nil {
 		return err
@@ -107,6 +108,14 @@ func writeRecords(dir *durable.Dir, d record.Deployment) error {
 // mergeEtc decides the /etc of an image from the running deployment's. Files
 // that cannot be merged are a *ConflictError.
 func (m *machine) mergeEtc(ctx context.Context, next *tree.Node) (*etcmerge.Result, error) {
+	res, err := m.decideEtc(ctx, next)
+	if err != nil {
+		return nil, &etcError{"merge /etc", err}
+	}
+	return res, nil
+}
+
+func (m *machine) decideEtc(ctx context.Context, next *tree.Node) (*etcmerge.Result, error) {
 	booted, err := fsverity.ParseHex(m.facts.BootedID())
 	if err != nil {
 		return nil, err
@@ -162,13 +171,10 @@ func findEtc(root *tree.Node) (*tree.Node, error) {
 
 func etcConflict(conflicts []etcmerge.Conflict) error {
 	e := &ConflictError{What: "files of /etc that cannot be merged"}
-	var errs []error
+	conflicts = slices.SortedFunc(slices.Values(conflicts), func(a, b etcmerge.Conflict) int { return strings.Compare(a.Path, b.Path) })
 	for _, c := range conflicts {
-		e.Paths = append(e.Paths, "/etc/"+c.Path)
-		errs = append(errs, fmt.Errorf("/etc/%s: %s", c.Path, c.Detail))
+		e.Paths, e.Reasons = append(e.Paths, "/etc/"+c.Path), append(e.Reasons, c.Detail)
 	}
-	slices.Sort(e.Paths)
-	e.Err = errors.Join(errs...)
 	return e
 }
 
@@ -216,6 +222,15 @@ func (m *machine) stageEtc(ctx context.Context, name string, d record.Deployment
 // refreshEtc merges the /etc of the deployment at name again if the running one
 // has changed since it was made.
 func (m *machine) refreshEtc(ctx context.Context, name, id string) error {
+	err := m.remakeEtc(ctx, name, id)
+	var etc *etcError
+	if err != nil && !errors.As(err, &etc) {
+		err = &etcError{"merge /etc of deployment " + short(id) + " again", err}
+	}
+	return err
+}
+
+func (m *machine) remakeEtc(ctx context.Context, name, id string) error {
 	dir, err := m.top.Sub(name)
 	if err != nil {
 		return err
@@ -250,7 +265,7 @@ func (m *machine) refreshEtc(ctx context.Context, name, id string) error {
 			break
 		}
 		if !errors.As(err, &changed) || n == mergeTries {
-			return fmt.Errorf("merge /etc of deployment %s again: %w", short(id), err)
+			return err
 		}
 	}
 	// A killed run must find one whole /etc, and a report that is not newer.

@@ -306,6 +306,7 @@ type Problem struct {
 const (
 	ProblemBooted      = "booted-record"      // booted.json is there but cannot be read
 	ProblemSysroot     = "sysroot"            // the physical root file system cannot be read
+	ProblemRepository  = "repository"         // the repository, without which nothing can be pulled, is gone
 	ProblemJournal     = "journal"            // no usable journal on a machine of cfsboot
 	ProblemTornRecord  = "journal-damaged"    // newer journal records are incomplete
 	ProblemDeployment  = "deployment-record"  // a deployment.json cannot be read

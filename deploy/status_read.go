@@ -3,6 +3,7 @@ package deploy
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"slices"
@@ -126,6 +127,11 @@ func (r *statusReader) readTop() {
 		return
 	default:
 		r.problem(ProblemJournal, hintRoot(err), err)
+	}
+	if st, err := top.Lstat(repoDir); err != nil {
+		r.problem(ProblemRepository, hintRoot(err), err)
+	} else if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		r.problem(ProblemRepository, "", fmt.Errorf("%q is not a directory", top.Path()+"/"+repoDir))
 	}
 	deployments, problems := readDeployments(top, r.in.State)
 	r.in.Deployments = deployments

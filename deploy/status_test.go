@@ -374,6 +374,7 @@ func writeMachine(t *testing.T, m *statusMachine, events int) (root string, sysr
 		t.Fatal(err)
 	}
 	write(filepath.Join(sysroot, record.JournalDir, r.Name()), data)
+	write(filepath.Join(sysroot, "composefs/meta.json"), nil)
 	for _, e := range m.in.Entries {
 		name, data := entryBytes(t, e.Name.Seq, e.Name.Counter.String(), e.ImageID())
 		write(filepath.Join(boot, esp.EntryDir, name), data)
@@ -442,6 +443,21 @@ func TestReadStatusWithoutPrivileges(t *testing.T) {
 	}
 	if s.Status.Booted == nil || s.Status.Rollback == nil || s.Status.Rollback.Composefs.Verity != rel1 {
 		t.Errorf("got %s", statusJSON(t, s))
+	}
+}
+
+// TestReadStatusWithoutRepository: nothing can be pulled any more.
+func TestReadStatusWithoutRepository(t *testing.T) {
+	m := newStatusMachine(t)
+	statusCases["upgraded"](m)
+	root, sysroot, boot := writeMachine(t, m, 9)
+	must(t, os.RemoveAll(filepath.Join(sysroot, "composefs")))
+	for _, kind := range []string{"gone", "no directory"} {
+		s := deploy.ReadStatus(t.Context(), statusOptions(t, root, sysroot, boot))
+		if p := s.Cfsboot.Problems; len(p) != 1 || p[0].Code != deploy.ProblemRepository || !strings.Contains(p[0].Message, "composefs") {
+			t.Errorf("%s: problems %+v", kind, p)
+		}
+		must(t, os.WriteFile(filepath.Join(sysroot, "composefs"), nil, 0o600))
 	}
 }
 

@@ -296,7 +296,7 @@ func (m *machine) abort(ctx context.Context, tx string, reason error) {
 	ctx = context.WithoutCancel(ctx)
 	text := "nothing to do"
 	if reason != nil && !isNothing(reason) {
-		text = reason.Error()
+		text = publicReason(reason)
 	}
 	if err := m.removeUnfinishedEntry(); err != nil {
 		m.Logger.Warn("remove the entry of the transaction", "error", err)

@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
 	"github.com/cfsboot/cfsboot/bootimage/bls"
 	"github.com/cfsboot/cfsboot/deploy"
 	"github.com/cfsboot/cfsboot/deploy/esp"
@@ -59,6 +61,11 @@ func osTree(release string) map[string]string {
 // buildImage makes a one-layer image of a tree.
 func buildImage(t testing.TB, files map[string]string) *ocitest.Image {
 	t.Helper()
+	return buildImageFor(t, files, v1.Platform{})
+}
+
+func buildImageFor(t testing.TB, files map[string]string, platform v1.Platform) *ocitest.Image {
+	t.Helper()
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
 	for _, name := range slices.Sorted(maps.Keys(files)) {
@@ -79,7 +86,7 @@ func buildImage(t testing.TB, files map[string]string) *ocitest.Image {
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
 	}
-	img, err := ocitest.Build(ocitest.Spec{Layers: []ocitest.Layer{{Tar: b.Bytes(), Compression: ocitest.Gzip}}})
+	img, err := ocitest.Build(ocitest.Spec{Layers: []ocitest.Layer{{Tar: b.Bytes(), Compression: ocitest.Gzip}}, Platform: platform})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -486,6 +493,40 @@ func (w *world) edit(name, text string) {
 		w.t.Fatal(err)
 	}
 	w.changed()
+}
+
+// tagged is the manifest that the tag of the machine's image stands for.
+func (w *world) tagged() string {
+	w.t.Helper()
+	dir, err := durable.OpenDir(filepath.Join(w.root.Path(), "composefs"))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer dir.Close()
+	r, err := repo.Open(w.t.Context(), dir, repo.Options{})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer r.Close()
+	d, err := oci.Resolve(r, strings.TrimPrefix(reference, "docker://"))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return d.String()
+}
+
+// checkJournal: no record, which everybody can read, names this file of /etc.
+func (w *world) checkJournal(name string) {
+	w.t.Helper()
+	for _, x := range w.records() {
+		data, err := os.ReadFile(filepath.Join(w.root.Path(), record.JournalDir, x))
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		if strings.Contains(string(data), name) {
+			w.t.Errorf("record %s names %q: %s", x, name, data)
+		}
+	}
 }
 
 func (w *world) state() record.State {
