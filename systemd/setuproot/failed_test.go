@@ -209,3 +209,22 @@ func TestNotInInitramfs(t *testing.T) {
 		t.Errorf("got %v, want %s", err, setuproot.CodePlace)
 	}
 }
+
+// TestGuardWithoutRecord: the guard refuses where nothing was assembled, and passes where a policy said that there is
+// nothing to assemble.
+func TestGuardWithoutRecord(t *testing.T) {
+	o := setuproot.Options{Sysroot: t.TempDir(), RunDir: t.TempDir()}
+	var f *setuproot.Failure
+	if err := setuproot.Guard(o); !errors.As(err, &f) || f.Code != setuproot.CodeSysroot {
+		t.Errorf("empty run directory: %v", err)
+	}
+	must(t, os.WriteFile(filepath.Join(o.RunDir, "booted.json"), []byte("{}"), 0o644))
+	must(t, os.WriteFile(filepath.Join(o.RunDir, setuproot.NotComposefs), nil, 0o644))
+	if err := setuproot.Guard(o); !errors.As(err, &f) || f.Code != setuproot.CodePlace {
+		t.Errorf("broken record: %v", err)
+	}
+	must(t, os.Remove(filepath.Join(o.RunDir, "booted.json")))
+	if err := setuproot.Guard(o); err != nil {
+		t.Errorf("not a composefs machine: %v", err)
+	}
+}
