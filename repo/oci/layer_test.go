@@ -410,14 +410,16 @@ func TestDiffIDAlgorithms(t *testing.T) {
 func TestSourceErrorIsKept(t *testing.T) {
 	t.Parallel()
 	in := archive(raw{name: "a", typ: '0', body: strings.Repeat("x", 300_000)})
-	broken := fmt.Errorf("cable: %w", io.ErrUnexpectedEOF)
-	for _, blob := range [][]byte{in, gz(t, in), zst(t, in)} {
-		for _, at := range []int{0, 1, 100, len(blob) - 1} {
-			r := repotest.New(t, fsverity.SHA256)
-			_, err := oci.ImportLayer(t.Context(), r, io.MultiReader(bytes.NewReader(blob[:at]), &failing{broken}), digest.FromBytes(in))
-			var f *oci.FormatError
-			if !errors.Is(err, broken) || errors.As(err, &f) {
-				t.Errorf("cut after %d of %d bytes: %v", at, len(blob), err)
+	for _, cause := range []error{io.ErrUnexpectedEOF, io.EOF} {
+		broken := fmt.Errorf("cable: %w", cause)
+		for _, blob := range [][]byte{in, gz(t, in), zst(t, in)} {
+			for _, at := range []int{0, 1, 100, len(blob) - 1} {
+				r := repotest.New(t, fsverity.SHA256)
+				_, err := oci.ImportLayer(t.Context(), r, io.MultiReader(bytes.NewReader(blob[:at]), &failing{broken}), digest.FromBytes(in))
+				var f *oci.FormatError
+				if !errors.Is(err, broken) || errors.As(err, &f) {
+					t.Errorf("cut after %d of %d bytes: %v", at, len(blob), err)
+				}
 			}
 		}
 	}
