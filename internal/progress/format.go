@@ -58,9 +58,10 @@ func (s *state) amount() string {
 	return fmt.Sprintf("%s of %s, %d%%", formatAmount(s.done, s.unit), formatAmount(s.total, s.unit), s.percent())
 }
 
-// printable keeps control characters of names that come from outside (tags,
-// registry messages) away from the terminal.
-func printable(s string) string {
+// Printable makes one line of a text: control and formatting characters, line
+// breaks among them, become question marks. Names that come from outside (tags,
+// labels, registry messages) must not steer the terminal.
+func Printable(s string) string {
 	return strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {
 			return '?'

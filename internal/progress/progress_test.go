@@ -1,7 +1,9 @@
 package progress_test
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"sync"
 	"testing"
@@ -87,8 +89,10 @@ func TestPlain(t *testing.T) {
 	p.Event(progress.Advance{Component: "list", Done: 1})
 	c.advance(31 * time.Second)
 	p.Event(progress.Advance{Component: "list", Done: 2})
-	p.Event(progress.End{Component: "list", Err: errors.New("cut\x1b[2J")})
-	p.Event(progress.Message{Text: "bye"})
+	p.Event(progress.End{Component: "list", Err: errors.New("why is told by the command")})
+	p.Event(progress.Start{Component: "other", Unit: progress.Items})
+	p.Event(progress.End{Component: "other", Err: fmt.Errorf("list: %w", context.Canceled)})
+	p.Event(progress.Message{Text: "bye\x1b[2J\nand \u202eall"})
 	p.Close()
 	p.Event(progress.Message{Text: "dropped"})
 	want := `layer a: start, 1000 B
@@ -104,8 +108,9 @@ layer a: 900 B of 1000 B, 90%
 layer a: done, 1000 B
 list: start
 list: 2
-list: cut?[2J
-bye
+list: failed
+other: start
+bye?[2J?and ?all
 `
 	if d := cmp.Diff(want, out.String()); d != "" {
 		t.Errorf("output mismatch (-want +got):\n%s", d)
@@ -147,6 +152,19 @@ func TestTerminal(t *testing.T) {
 	term.Close()
 	if got := out.String()[before:]; got != "\x1b[2A\r\x1b[J" {
 		t.Errorf("close = %q", got)
+	}
+}
+
+// TestTerminalUntouched: where nothing was drawn nothing is erased.
+func TestTerminalUntouched(t *testing.T) {
+	t.Parallel()
+	var out strings.Builder
+	term := progress.NewTerminal(&out, 40, newClock().now)
+	term.Event(progress.Message{Text: "note"})
+	term.Event(progress.End{Component: "unknown"})
+	term.Close()
+	if got := out.String(); got != "note\n" {
+		t.Errorf("got %q, want the message alone", got)
 	}
 }
 

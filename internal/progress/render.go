@@ -1,7 +1,9 @@
 package progress
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -96,9 +98,7 @@ func (t *Terminal) Event(e Event) {
 		}
 	case End:
 		t.end(e.Component)
-		if e.Err != nil {
-			line = e.Component + ": " + e.Err.Error()
-		}
+		line = failure(e)
 	case Message:
 		line = e.Text
 	default:
@@ -110,7 +110,17 @@ func (t *Terminal) Event(e Event) {
 	t.draw(line)
 }
 
-// Close removes the lines.
+// failure is the line about a component that failed, or "". Why it did is in the
+// error of the whole operation; one that only stopped because another failed has
+// nothing to tell.
+func failure(e End) string {
+	if e.Err == nil || errors.Is(e.Err, context.Canceled) {
+		return ""
+	}
+	return e.Component + ": failed"
+}
+
+// Close removes the lines. What was never drawn on stays untouched.
 func (t *Terminal) Close() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -126,26 +136,27 @@ func (t *Terminal) Close() {
 func (t *Terminal) draw(message string) {
 	var b strings.Builder
 	if t.lines > 0 {
-		fmt.Fprintf(&b, "\x1b[%dA", t.lines) // cursor up
+		fmt.Fprintf(&b, "\x1b[%dA\r\x1b[J", t.lines) // cursor up, erase to the end of the screen
 	}
-	b.WriteString("\r\x1b[J") // erase to the end of the screen
 	if message != "" {
-		b.WriteString(printable(message) + "\n")
+		b.WriteString(Printable(message) + "\n")
 	}
 	for _, s := range t.active {
 		b.WriteString(t.line(s) + "\n")
 	}
 	t.lines = len(t.active)
 	t.drawn = t.now()
-	_, _ = io.WriteString(t.out, b.String())
+	if b.Len() > 0 {
+		_, _ = io.WriteString(t.out, b.String())
+	}
 }
 
 // line fits in the terminal: a wrapped line would break the cursor arithmetic.
 func (t *Terminal) line(s *state) string {
-	name, amount := []rune(printable(s.name)), s.amount()
+	name, amount := []rune(Printable(s.name)), s.amount()
 	room := t.width - 1 - len(amount) - 2
 	if room < 8 {
-		r := []rune(printable(s.name) + "  " + amount)
+		r := []rune(Printable(s.name) + "  " + amount)
 		return string(r[:min(len(r), t.width-1)])
 	}
 	if len(name) > room {
@@ -219,7 +230,9 @@ func (p *Plain) finish(e End) {
 	delete(p.last, e.Component)
 	switch {
 	case e.Err != nil:
-		p.print(e.Component + ": " + e.Err.Error())
+		if line := failure(e); line != "" {
+			p.print(line)
+		}
 	case s != nil && s.done > 0:
 		p.print(e.Component + ": done, " + formatAmount(s.done, s.unit))
 	default:
@@ -227,7 +240,7 @@ func (p *Plain) finish(e End) {
 	}
 }
 
-func (p *Plain) print(line string) { _, _ = io.WriteString(p.out, printable(line)+"\n") }
+func (p *Plain) print(line string) { _, _ = io.WriteString(p.out, Printable(line)+"\n") }
 
 // Close stops the output.
 func (p *Plain) Close() {
