@@ -11,6 +11,7 @@ import (
 	"github.com/cfsboot/cfsboot/erofs/tree"
 	"github.com/cfsboot/cfsboot/fsverity"
 	"github.com/cfsboot/cfsboot/keyring"
+	"github.com/cfsboot/cfsboot/repo"
 	"github.com/cfsboot/cfsboot/repo/oci"
 	"github.com/cfsboot/cfsboot/repo/pull"
 )
@@ -76,10 +77,10 @@ func (m *machine) pullImage(ctx context.Context, src oci.Source, reference strin
 	if err != nil {
 		return nil, err
 	}
-	if res.OSRelease == nil {
-		return nil, refuse(CodeImage, "image %s has no /usr/lib/os-release, without which systemd takes no root", reference)
+	if err := checkRelease(res); err != nil {
+		return nil, err
 	}
-	if img.tree, err = m.readImage(ctx, img.Boot); err != nil {
+	if img.tree, err = readImage(ctx, m.repo, img.Boot); err != nil {
 		return nil, err
 	}
 	m.describe(img, res)
@@ -109,7 +110,7 @@ func refuseImage(err error) error {
 // bootFiles finds kernel, initrd and os-release in the plain image, which holds
 // /boot as well.
 func (m *machine) bootFiles(ctx context.Context, img *image) (*bootimage.Resources, error) {
-	plain, err := m.readImage(ctx, img.Plain)
+	plain, err := readImage(ctx, m.repo, img.Plain)
 	if err != nil {
 		return nil, err
 	}
@@ -121,6 +122,29 @@ func (m *machine) bootFiles(ctx context.Context, img *image) (*bootimage.Resourc
 		m.content(payloadKernel, res.Kernel.Image), m.content(payloadInitrd, res.Kernel.Initrd),
 	})
 	return res, err
+}
+
+// CheckBootable looks into the plain image of a pulled image for what a
+// deployment needs: one kernel with its initrd, and os-release. What is missing is
+// a *RefusedError.
+func CheckBootable(ctx context.Context, r *repo.Repository, plain fsverity.Digest) error {
+	root, err := readImage(ctx, r, plain)
+	if err != nil {
+		return err
+	}
+	res, err := bootimage.FindResources(root, r)
+	if err != nil {
+		return refuseImage(err)
+	}
+	return checkRelease(res)
+}
+
+// checkRelease refuses an image that systemd would not switch to.
+func checkRelease(res *bootimage.Resources) error {
+	if res.OSRelease == nil {
+		return refuse(CodeImage, "the image has no /usr/lib/os-release, without which systemd takes no root")
+	}
+	return nil
 }
 
 // describe fills in what is written down about a deployment.

@@ -7,11 +7,12 @@ import (
 	"github.com/cfsboot/cfsboot/erofs"
 	"github.com/cfsboot/cfsboot/erofs/tree"
 	"github.com/cfsboot/cfsboot/fsverity"
+	"github.com/cfsboot/cfsboot/repo"
 )
 
 // readImage decodes an image of the repository, by digest and measured.
-func (m *machine) readImage(ctx context.Context, d fsverity.Digest) (_ *tree.Node, err error) {
-	f, err := m.repo.OpenImage(ctx, d)
+func readImage(ctx context.Context, r *repo.Repository, d fsverity.Digest) (_ *tree.Node, err error) {
+	f, err := r.OpenImage(ctx, d)
 	if err != nil {
 		return nil, err
 	}

@@ -120,7 +120,7 @@ func (m *machine) decideEtc(ctx context.Context, next *tree.Node) (*etcmerge.Res
 	if err != nil {
 		return nil, err
 	}
-	pristine, err := m.readImage(ctx, booted)
+	pristine, err := readImage(ctx, m.repo, booted)
 	if err != nil {
 		return nil, fmt.Errorf("read the running image: %w", err)
 	}
@@ -247,7 +247,7 @@ func (m *machine) remakeEtc(ctx context.Context, name, id string) error {
 	if err != nil {
 		return err
 	}
-	next, err := m.readImage(ctx, boot)
+	next, err := readImage(ctx, m.repo, boot)
 	if err != nil {
 		return err
 	}

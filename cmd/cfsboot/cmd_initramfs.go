@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"io"
 	"os"
 	"strings"
 
@@ -18,16 +17,15 @@ type initramfsResult struct {
 	systemd.InitrdResult
 }
 
-func (r initramfsResult) table(w io.Writer) {
-	if !r.Changed {
-		fmt.Fprintf(w, "%s has the hook already\n", r.Output)
-		return
+func (r initramfsResult) table(p *page) {
+	switch {
+	case !r.Changed:
+		p.line("%s has the hook already", r.Output)
+	case len(r.Modules) > 0:
+		p.line("%s: hook added, with kernel modules %s", r.Output, strings.Join(r.Modules, ", "))
+	default:
+		p.line("%s: hook added", r.Output)
 	}
-	fmt.Fprintf(w, "%s: hook added", r.Output)
-	if len(r.Modules) > 0 {
-		fmt.Fprintf(w, ", with kernel modules %s", strings.Join(r.Modules, ", "))
-	}
-	fmt.Fprintln(w)
 }
 
 func newInitramfsCommand(e *env) *cobra.Command {
@@ -42,6 +40,9 @@ dracut module 37cfsboot does the same at build time.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if output == "" {
 				output = args[0]
+			}
+			if _, err := os.Stat(args[0]); err != nil { // before the program, which nobody has named
+				return err
 			}
 			opts := systemd.InitrdOptions{Modules: modules}
 			var err error

@@ -1,9 +1,9 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
-	"io"
 
 	"github.com/spf13/cobra"
 
@@ -16,26 +16,25 @@ type changeResult struct {
 	*deploy.Change
 }
 
-func (r changeResult) table(w io.Writer) {
-	what := fmt.Sprintf("%s (%s)", r.Title, short(r.Deployment))
+func (r changeResult) warnings() []string { return r.Warnings }
+
+func (r changeResult) table(p *page) {
+	what := fmt.Sprintf("%s (%s)", cmp.Or(r.Title, "deployment"), short(r.Deployment))
 	switch r.Action {
 	case deploy.ActionStaged:
-		fmt.Fprintf(w, "staged %s: the next shutdown makes it the default, the next boot starts it\n", what)
+		p.line("staged %s: the next shutdown makes it the default, the next boot starts it", what)
 	case deploy.ActionArmed:
-		fmt.Fprintf(w, "%s is the default of the next boot\n", what)
+		p.line("%s is the default of the next boot", what)
 	case deploy.ActionDropped:
-		fmt.Fprintf(w, "gave up the staged deployment %s; the default stays %s\n", short(r.Dropped), what)
+		p.line("gave up the staged deployment %s; the default stays %s", short(r.Dropped), what)
 	default:
-		fmt.Fprintf(w, "nothing to do: %s is there already\n", what)
+		p.line("nothing to do: %s is there already", what)
 	}
 	if r.Dropped != "" && r.Action != deploy.ActionDropped {
-		fmt.Fprintf(w, "gave up the staged deployment %s\n", short(r.Dropped))
+		p.line("gave up the staged deployment %s", short(r.Dropped))
 	}
 	if r.Booted != "" {
-		fmt.Fprintf(w, "running and kept: %s\n", short(r.Booted))
-	}
-	for _, warning := range r.Warnings {
-		fmt.Fprintf(w, "warning: %s\n", warning)
+		p.line("running and kept: %s", short(r.Booted))
 	}
 }
 
@@ -66,9 +65,11 @@ the staged deployment becomes the default at the next orderly shutdown. Files th
 repository are not written again. Interrupted at any point, the command can be repeated.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return e.changed(deploy.Upgrade(cmd.Context(), deploy.UpgradeOptions{
-				Options: e.machine(), PullOptions: deploy.PullOptions{OpenSource: src.open(e)}, Retry: retry,
-			}))
+			pull, err := src.options(cmd, e)
+			if err != nil {
+				return err
+			}
+			return e.changed(deploy.Upgrade(cmd.Context(), deploy.UpgradeOptions{Options: e.machine(), PullOptions: pull, Retry: retry}))
 		},
 	}
 	cmd.Flags().BoolVar(&retry, "retry", false, "stage a deployment again that failed to boot before")
@@ -112,11 +113,14 @@ func newInstallToFilesystemCommand(e *env) *cobra.Command {
 (mkfs.ext4 -O verity -b 4096), and the EFI system partition must be mounted below it. The boot loader,
 systemd-boot, comes from the image. An interrupted installation is finished by running it again.`,
 		Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			if o.Image == "" {
 				return usageErrorf(cmd, "--image is required: what is to be installed")
 			}
-			o.Options, o.OpenSource = e.machine(), src.open(e)
+			if o.PullOptions, err = src.options(cmd, e); err != nil {
+				return err
+			}
+			o.Options = e.machine()
 			return e.changed(deploy.Install(cmd.Context(), args[0], o))
 		},
 	}

@@ -1,14 +1,15 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
-	"io"
 	"strconv"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/spf13/cobra"
 
+	"github.com/cfsboot/cfsboot/deploy"
 	"github.com/cfsboot/cfsboot/internal/mnt"
 	"github.com/cfsboot/cfsboot/internal/progress"
 	"github.com/cfsboot/cfsboot/keyring"
@@ -28,15 +29,21 @@ type pullResult struct {
 	Plain          string        `json:"composefs_erofs"`
 	Boot           string        `json:"composefs_boot_erofs"`
 	Stats          pull.Stats    `json:"stats"`
+	Warnings       []string      `json:"warnings"` // never null
 }
 
-func (r pullResult) table(w io.Writer) {
-	fmt.Fprintf(w, "name      %s\nmanifest  %s\nconfig    %s\nplain     %s\n", r.Name, r.ManifestDigest, r.ConfigDigest, r.Plain)
+func (r pullResult) warnings() []string { return r.Warnings }
+
+func (r pullResult) table(p *page) {
+	p.line("name      %s", r.Name)
+	p.line("manifest  %s", r.ManifestDigest)
+	p.line("config    %s", r.ConfigDigest)
+	p.line("plain     %s", r.Plain)
 	if r.Boot != "" {
-		fmt.Fprintf(w, "boot      %s\n", r.Boot)
+		p.line("boot      %s", r.Boot)
 	}
-	s := r.Stats
-	fmt.Fprintf(w, "layers    %d fetched, %d already there\nobjects   %s\n", s.LayersFetched, s.LayersPresent, s)
+	p.line("layers    %d fetched, %d already there", r.Stats.LayersFetched, r.Stats.LayersPresent)
+	p.line("objects   %s", r.Stats)
 }
 
 func newPullCommand(e *env) *cobra.Command {
@@ -50,29 +57,57 @@ without docker://, or oci:DIR[:TAG] for an OCI layout. Every blob is checked aga
 every layer against its diff ID before anything gets a name; layers that are there are not fetched.`,
 		Args: cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return e.withRepo(cmd.Context(), func(r *repo.Repository) (err error) {
-				source, err := src.open(e)(cmd.Context(), args[0])
+			if err := oci.CheckTag(args[1]); err != nil {
+				return usageErrorf(cmd, "NAME: %w", err)
+			}
+			from, err := src.options(cmd, e)
+			if err != nil {
+				return err
+			}
+			return e.withRepo(cmd.Context(), func(r *repo.Repository) error {
+				res, err := e.pull(cmd.Context(), r, from, args[0], args[1], bootable)
 				if err != nil {
 					return err
 				}
-				defer func() { err = errors.Join(err, source.Close()) }()
-				res, err := pull.Pull(cmd.Context(), r, source, pull.Options{
-					Name: args[1], Bootable: bootable, Policy: keyring.Computed{}, Progress: e.reporter(), Logger: e.logger,
-				})
-				if err != nil {
-					return err
-				}
-				plain, _ := res.Verified.Digest(keyring.Plain)
-				boot, _ := res.Verified.Digest(keyring.Boot)
-				return e.render(pullResult{
-					"cfsboot.oci-pull/1", args[1], args[0], res.ManifestDigest, res.ConfigDigest, res.IndexDigest, plain.Hex(), boot.Hex(), res.Stats,
-				})
+				return e.render(*res)
 			})
 		},
 	}
 	cmd.Flags().BoolVar(&bootable, "bootable", false, "make the boot image too: /boot and /sysroot emptied")
 	src.bind(cmd)
 	return cmd
+}
+
+// pull brings one image into the repository. A bootable one that could not be deployed is no failure: the repository may be read
+// by something else. It is a warning.
+func (e *env) pull(ctx context.Context, r *repo.Repository, from deploy.PullOptions, ref, name string, bootable bool) (_ *pullResult, err error) {
+	source, err := from.OpenSource(ctx, ref)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, source.Close()) }()
+	res, err := pull.Pull(ctx, r, source, pull.Options{
+		Name: name, Bootable: bootable, Policy: keyring.Computed{}, Platform: from.Platform, Progress: e.reporter(), Logger: e.logger,
+	})
+	if err != nil {
+		return nil, err
+	}
+	plain, _ := res.Verified.Digest(keyring.Plain)
+	boot, _ := res.Verified.Digest(keyring.Boot)
+	out := &pullResult{
+		"cfsboot.oci-pull/1", name, ref, res.ManifestDigest, res.ConfigDigest, res.IndexDigest, plain.Hex(), boot.Hex(), res.Stats, []string{},
+	}
+	if bootable {
+		err := deploy.CheckBootable(ctx, r, plain)
+		var refused *deploy.RefusedError
+		if err != nil && !errors.As(err, &refused) {
+			return nil, err
+		}
+		if err != nil {
+			out.Warnings = append(out.Warnings, oneLine(err))
+		}
+	}
+	return out, nil
 }
 
 // imagesResult is what `oci images` prints; its JSON is cfsctl's with more keys.
@@ -87,14 +122,14 @@ type imageProblem struct {
 	Message string `json:"message"`
 }
 
-func (r imagesResult) table(w io.Writer) {
+func (r imagesResult) table(p *page) {
 	rows := [][]string{{"NAME", "MANIFEST", "ARCH", "LAYERS", "VERSION", "PLAIN", "BOOT"}}
 	for _, s := range r.Images {
 		rows = append(rows, []string{s.Name, short(s.ManifestDigest.String()), s.Architecture, strconv.Itoa(s.LayerCount), s.Version, short(s.Plain), short(s.Boot)})
 	}
-	columns(w, rows...)
-	for _, p := range r.Problems {
-		fmt.Fprintf(w, "cannot read %s: %s\n", p.Name, p.Message)
+	p.columns(rows...)
+	for _, x := range r.Problems {
+		p.line("cannot read %s: %s", x.Name, x.Message)
 	}
 }
 
@@ -122,24 +157,27 @@ func newImagesCommand(e *env) *cobra.Command {
 // inspectResult is what `oci inspect` prints.
 type inspectResult struct{ *oci.Inspection }
 
-func (r inspectResult) table(w io.Writer) {
-	fmt.Fprintf(w, "name          %s\nmanifest      %s\nconfig        %s\nplatform      %s/%s\n", r.Name, r.ManifestDigest, r.ConfigDigest, r.OS, r.Architecture)
+func (r inspectResult) table(p *page) {
+	p.line("name          %s", r.Name)
+	p.line("manifest      %s", r.ManifestDigest)
+	p.line("config        %s", r.ConfigDigest)
+	p.line("platform      %s/%s", r.OS, r.Architecture)
 	for _, line := range [][2]string{{"created", r.Created}, {"version", r.Version}} {
 		if line[1] != "" {
-			fmt.Fprintf(w, "%-13s %s\n", line[0], line[1])
+			p.line("%-13s %s", line[0], line[1])
 		}
 	}
 	if r.Plain != nil {
-		fmt.Fprintf(w, "plain         %s\n", r.Plain.Hex())
+		p.line("plain         %s", r.Plain.Hex())
 	}
 	if r.Boot != nil {
-		fmt.Fprintf(w, "boot          %s\n", r.Boot.Hex())
+		p.line("boot          %s", r.Boot.Hex())
 	}
 	rows := [][]string{{"LAYER", "DIFF ID", "SIZE", "VERIFIED"}}
 	for _, l := range r.Layers {
 		rows = append(rows, []string{short(l.Digest.String()), short(l.DiffID.String()), progress.FormatBytes(l.Size), strconv.FormatBool(l.Verified)})
 	}
-	columns(w, rows...)
+	p.columns(rows...)
 }
 
 func newInspectCommand(e *env) *cobra.Command {
@@ -168,12 +206,12 @@ type mountResult struct {
 	Verity     bool   `json:"verity"` // the kernel checks every file that is read
 }
 
-func (r mountResult) table(w io.Writer) {
+func (r mountResult) table(p *page) {
 	state := "every read is checked by fs-verity"
 	if !r.Verity {
 		state = "objects are NOT checked: the repository is insecure"
 	}
-	fmt.Fprintf(w, "%s mounted at %s (%s): %s\n", r.Name, r.MountPoint, short(r.ImageID), state)
+	p.line("%s mounted at %s (%s): %s", r.Name, r.MountPoint, short(r.ImageID), state)
 }
 
 func newMountCommand(e *env) *cobra.Command {
@@ -204,7 +242,7 @@ func newMountCommand(e *env) *cobra.Command {
 				if err != nil {
 					return err
 				}
-				defer objects.Close()
+				defer objects.Close() //nolint:errcheck // nothing was written
 				if err := mnt.Composefs(image, objects.File(), args[1], mnt.ComposefsOptions{Source: "composefs:" + id.Hex(), Verity: r.Secure()}); err != nil {
 					return err
 				}

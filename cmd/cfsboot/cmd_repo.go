@@ -1,9 +1,6 @@
 package main
 
 import (
-	"fmt"
-	"io"
-
 	"github.com/spf13/cobra"
 
 	"github.com/cfsboot/cfsboot/fsverity"
@@ -18,12 +15,12 @@ type repoInitResult struct {
 	Secure    bool   `json:"secure"`
 }
 
-func (r repoInitResult) table(w io.Writer) {
+func (r repoInitResult) table(p *page) {
 	mode := "secure: every object has fs-verity"
 	if !r.Secure {
 		mode = "insecure: objects without fs-verity are accepted"
 	}
-	fmt.Fprintf(w, "repository %s: %s, %s\n", r.Path, r.Algorithm, mode)
+	p.line("repository %s: %s, %s", r.Path, r.Algorithm, mode)
 }
 
 func newRepoInitCommand(e *env) *cobra.Command {
@@ -46,7 +43,7 @@ func newRepoInitCommand(e *env) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			defer dir.Close()
+			defer dir.Close() //nolint:errcheck // Init has synced it
 			if err := repo.Init(cmd.Context(), dir, repo.InitOptions{Algorithm: a, Insecure: insecure}); err != nil {
 				return err
 			}

@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"fmt"
 	"io"
 
 	"github.com/spf13/cobra"
@@ -14,14 +13,14 @@ import (
 // statusResult is what `status` prints. Its JSON is bootc's v1 document, ours under one key.
 type statusResult struct{ deploy.Status }
 
-func (r statusResult) table(w io.Writer) {
+func (r statusResult) table(p *page) {
 	t := r.Table()
 	for _, line := range t.Lines {
-		fmt.Fprintln(w, line)
+		p.line("%s", line)
 	}
-	columns(w, t.Rows...)
-	for _, p := range t.Problems {
-		fmt.Fprintf(w, "problem: %s\n", p)
+	p.columns(t.Rows...)
+	for _, problem := range t.Problems {
+		p.line("problem: %s", problem)
 	}
 }
 
@@ -37,9 +36,9 @@ under problems, and a machine that cfsboot does not manage is said to be one.`,
 			r := statusResult{deploy.ReadStatus(cmd.Context(), e.machine())}
 			switch {
 			case format == "yaml":
-				return writeYAML(e.stdout, r)
+				return printError(writeYAML(e.stdout, r))
 			case format == "json":
-				return writeJSON(e.stdout, r)
+				return printError(writeJSON(e.stdout, r))
 			case format != "" && format != "table":
 				return usageErrorf(cmd, "--format must be table, json or yaml, got %q", format)
 			}

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"strings"
 	"time"
 
 	"golang.org/x/term"
@@ -38,19 +39,21 @@ func newEnv(stdin, stdout, stderr *os.File) *env {
 // start makes logger and progress display after the flags are known.
 func (e *env) start() error {
 	if e.opts.verbose {
-		e.logger = slog.New(slog.NewTextHandler(e.stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
+		e.logger = slog.New(e.logHandler(slog.LevelDebug))
 	} else if !e.opts.quiet {
-		e.logger = slog.New(slog.NewTextHandler(e.stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+		e.logger = slog.New(e.logHandler(slog.LevelWarn))
 	}
 	mode := e.opts.progress
-	if e.opts.quiet {
+	switch {
+	case e.opts.quiet:
 		mode = "none"
-	}
-	if mode == "auto" {
+	case mode != "auto":
+	case e.opts.json: // standard error is for the error then
+		mode = "none"
+	case term.IsTerminal(int(e.stderr.Fd())):
+		mode = "tty"
+	default:
 		mode = "plain"
-		if term.IsTerminal(int(e.stderr.Fd())) {
-			mode = "tty"
-		}
 	}
 	switch mode {
 	case "tty":
@@ -65,15 +68,39 @@ func (e *env) start() error {
 		e.renderer = progress.NewJSON(e.stderr, time.Now)
 	case "none":
 	default:
-		return usageError{"cfsboot", errors.New("--progress must be auto, tty, plain, json or none, got " + mode)}
+		return usageError{"cfsboot", fmt.Errorf("--progress must be auto, tty, plain, json or none, got %q", mode)}
 	}
 	return nil
 }
 
-// finish clears the progress display.
+// jsonLines reports whether everything on standard error is one JSON object a line.
+func (e *env) jsonLines() bool { return e.opts.json || e.opts.progress == "json" }
+
+// logHandler writes log records to standard error, in the form of what else is there.
+func (e *env) logHandler(level slog.Level) slog.Handler {
+	opts := &slog.HandlerOptions{Level: level}
+	if e.jsonLines() {
+		return slog.NewJSONHandler(e.stderr, opts)
+	}
+	return slog.NewTextHandler(logWriter{e}, opts)
+}
+
+// logWriter keeps log lines apart from what the progress display draws on a terminal.
+type logWriter struct{ e *env }
+
+func (w logWriter) Write(p []byte) (int, error) {
+	if t, ok := w.e.renderer.(*progress.Terminal); ok {
+		t.Event(progress.Message{Text: strings.TrimRight(string(p), "\n")})
+		return len(p), nil
+	}
+	return w.e.stderr.Write(p)
+}
+
+// finish ends the progress display.
 func (e *env) finish() {
 	if e.renderer != nil {
 		e.renderer.Close()
+		e.renderer = nil
 	}
 }
 

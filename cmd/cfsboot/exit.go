@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -16,6 +17,7 @@ import (
 	"github.com/cfsboot/cfsboot/erofs/tree"
 	"github.com/cfsboot/cfsboot/fsverity"
 	"github.com/cfsboot/cfsboot/internal/durable"
+	"github.com/cfsboot/cfsboot/internal/progress"
 	"github.com/cfsboot/cfsboot/keyring"
 	"github.com/cfsboot/cfsboot/repo"
 	"github.com/cfsboot/cfsboot/repo/oci"
@@ -66,7 +68,8 @@ var classes = []class{
 	{"integrity", 8, func(err error) bool {
 		return is[*fsverity.MismatchError](err) || is[*erofs.FormatError](err) || is[*splitstream.FormatError](err) || is[*oci.DigestError](err) || is[*esp.VerifyError](err) ||
 			is[*oci.FormatError](err) || is[*tree.EntryError](err) || is[*bootimage.FileError](err)
-	}, "the data is not what its name or format says: nothing of it was used"},
+	}, "the data is not what its name or format says, and nothing of it was used: run the command again; if it stays so, tell who publishes the image"},
+	{"layout", 1, isLayout, "check the directory and the tag"},
 	{"network", 5, is[*remote.Error], "check the reference, the network and the credentials; a repeated run keeps what is complete"},
 	{"unsupported", 1, func(err error) bool { return errors.Is(err, errors.ErrUnsupported) }, ""},
 	{"not-found", 1, func(err error) bool { return errors.Is(err, fs.ErrNotExist) }, ""},
@@ -88,7 +91,7 @@ func classify(err error) class {
 	return class{name: "failed", exit: 1}
 }
 
-// errorReport is what --json prints on standard error for a failure.
+// errorReport is the line that --json and --progress=json print on standard error for a failure.
 type errorReport struct {
 	Error struct {
 		Class   string `json:"class"`
@@ -101,18 +104,30 @@ type errorReport struct {
 // fail prints an error once, in the form that was asked for, and returns its exit status.
 func (e *env) fail(err error) int {
 	c := classify(err)
-	if e.opts.json {
+	if e.jsonLines() {
 		var r errorReport
 		r.Error.Class, r.Error.Message, r.Error.Advice = c.name, oneLine(err), c.advice
 		r.Error.Details = details(err)
-		_ = writeJSON(e.stderr, r) // nothing is left to tell it to
+		enc := json.NewEncoder(e.stderr)
+		enc.SetEscapeHTML(false)
+		_ = enc.Encode(r) // nothing is left to tell it to
 		return c.exit
 	}
-	fmt.Fprintf(e.stderr, "cfsboot: %s\n", oneLine(err))
+	text := progress.Printable(oneLine(err))
+	if !is[usageError](err) { // that names the command already
+		text = "cfsboot: " + text
+	}
+	fmt.Fprintln(e.stderr, text)
 	if c.advice != "" {
 		fmt.Fprintf(e.stderr, "cfsboot: %s\n", c.advice)
 	}
 	return c.exit
+}
+
+// isLayout is an OCI layout that cannot be read, or has no such image: the network has no part in it.
+func isLayout(err error) bool {
+	var e *remote.Error
+	return errors.As(err, &e) && strings.HasPrefix(e.Ref, "oci:")
 }
 
 // oneLine is the text of an error without the line breaks that joined errors have.
@@ -123,6 +138,14 @@ func details(err error) any {
 	var space *durable.SpaceError
 	if errors.As(err, &space) {
 		return map[string]any{"where": space.Where, "need_bytes": space.Need, "have_bytes": space.Have}
+	}
+	var conflict *deploy.ConflictError
+	if errors.As(err, &conflict) {
+		return map[string]any{"paths": conflict.Paths}
+	}
+	var refused *deploy.RefusedError
+	if errors.As(err, &refused) {
+		return map[string]any{"code": refused.Code}
 	}
 	var mismatch *fsverity.MismatchError
 	if errors.As(err, &mismatch) {

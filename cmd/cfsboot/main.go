@@ -1,5 +1,5 @@
 // Command cfsboot keeps an image-mode Linux machine up to date: it pulls bootable OCI images into a composefs repository, deploys
-// them beside the running system and switches between them. Each command parses its flags, calls one library function and renders
+// them beside the running system, updates and rolls back. Each command parses its flags, calls one library function and renders
 // what that returns; everything else lives in the packages below.
 package main
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -13,19 +14,39 @@ import (
 // result is what a command returns: one struct with JSON tags from which both forms are made.
 type result interface {
 	// table writes the form for people. Its text is not an interface.
-	table(w io.Writer)
+	table(p *page)
 }
 
-// render prints the result of a command on standard output, as JSON with --json.
-// Progress in JSON lines ends with it too, so that a program that follows them needs no second stream.
+// warner is a result with something that a person should know and that is no part of the table.
+type warner interface{ warnings() []string }
+
+// render prints the result of a command on standard output, as JSON with --json. The progress display is cleared before: the
+// result must stand, and nothing may be drawn over it. Progress in JSON lines ends with the result too, so that a program that
+// follows them needs no second stream.
 func (e *env) render(r result) error {
 	if lines, ok := e.renderer.(*progress.JSON); ok {
 		lines.Result(r)
 	}
+	e.finish()
 	if e.opts.json {
-		return writeJSON(e.stdout, r)
+		return printError(writeJSON(e.stdout, r))
 	}
-	r.table(e.stdout)
+	if w, ok := r.(warner); ok {
+		for _, text := range w.warnings() {
+			fmt.Fprintf(e.stderr, "cfsboot: warning: %s\n", progress.Printable(text))
+		}
+	}
+	var p page
+	r.table(&p)
+	_, err := e.stdout.Write(p.text.Bytes())
+	return printError(err)
+}
+
+// printError is the error of a result that could not be printed: what the command did is done all the same.
+func printError(err error) error {
+	if err != nil {
+		return fmt.Errorf("print the result: %w", err)
+	}
 	return nil
 }
 
@@ -36,11 +57,24 @@ func writeJSON(w io.Writer, v any) error {
 	return enc.Encode(v)
 }
 
-// columns writes rows as an aligned table; the first is the header.
-func columns(w io.Writer, rows ...[]string) {
-	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+// page is text for a terminal. Tags, labels, titles and the like come from images that nobody vouches for, so every line and
+// every cell is made printable here, and only here.
+type page struct{ text bytes.Buffer }
+
+// line adds one line.
+func (p *page) line(format string, args ...any) {
+	p.text.WriteString(progress.Printable(fmt.Sprintf(format, args...)) + "\n")
+}
+
+// columns adds rows as an aligned table; the first is the header.
+func (p *page) columns(rows ...[]string) {
+	tw := tabwriter.NewWriter(&p.text, 0, 0, 2, ' ', 0)
 	for _, row := range rows {
-		fmt.Fprintln(tw, strings.Join(row, "\t"))
+		cells := make([]string, len(row))
+		for i, cell := range row {
+			cells[i] = progress.Printable(cell)
+		}
+		fmt.Fprintln(tw, strings.Join(cells, "\t"))
 	}
 	tw.Flush()
 }

@@ -9,7 +9,7 @@ func newRootCommand(e *env) *cobra.Command {
 		Use:   "cfsboot",
 		Short: "Update and boot image-mode machines on composefs",
 		Long: `cfsboot pulls bootable OCI images into a composefs repository, deploys them beside the running
-system, and switches, updates and rolls back between them. The initramfs mounts only the image
+system, and updates and rolls back. The initramfs mounts only the image
 whose fs-verity digest the boot entry names.`,
 		Version:           version,
 		SilenceErrors:     true,
@@ -22,8 +22,8 @@ whose fs-verity digest the boot entry names.`,
 	cmd.SetErr(e.stderr)
 	f := cmd.PersistentFlags()
 	f.StringVar(&e.opts.repo, "repo", "", "repository `PATH` (default /sysroot/composefs, or ~/.var/lib/composefs without root)")
-	f.BoolVar(&e.opts.json, "json", false, "print the result, and an error, as JSON")
-	f.BoolVarP(&e.opts.quiet, "quiet", "q", false, "print no progress and no messages")
+	f.BoolVar(&e.opts.json, "json", false, "print the result as JSON, and an error as one line of it")
+	f.BoolVarP(&e.opts.quiet, "quiet", "q", false, "print neither progress nor log messages")
 	f.BoolVarP(&e.opts.verbose, "verbose", "v", false, "log decisions to standard error")
 	f.StringVar(&e.opts.progress, "progress", "auto", "progress on standard error: auto, tty, plain, json or none")
 

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"cmp"
+	"encoding/json"
 	"encoding/pem"
 	"flag"
 	"fmt"
@@ -11,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/rogpeppe/go-internal/testscript"
 
@@ -30,6 +33,7 @@ func TestScripts(t *testing.T) {
 		Dir: "testdata/script",
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("HOME", env.WorkDir)
+			env.Setenv("ESC", "name\x1b[31m\nforged")
 			server, err := serve(t)
 			if err != nil {
 				return err
@@ -54,7 +58,8 @@ const bootable = `/ 0 40755 2 0 0 0 1700000000.0 - - -
 /sysroot 0 40755 2 0 0 0 1700000002.0 - - -
 `
 
-// buildImage makes one of the images that scripts use. Faults: "diffid" (the layer is not what its diff ID says), "nousr", "arm64".
+// buildImage makes one of the images that scripts use. Faults: "diffid" (the layer is not what its diff ID says), "nousr", "arm64",
+// "nokernel", and "escape" (what people look at has terminal sequences and line breaks in it).
 func buildImage(fault string) (*ocitest.Image, error) {
 	spec := ocitest.Spec{Layers: []ocitest.Layer{{Dump: bootable, Compression: ocitest.Gzip}}}
 	switch fault {
@@ -64,6 +69,10 @@ func buildImage(fault string) (*ocitest.Image, error) {
 		spec.Layers[0].Dump = "/ 0 40755 2 0 0 0 1700000000.0 - - -\n/etc 0 40755 2 0 0 0 1700000001.0 - - -\n"
 	case "arm64":
 		spec.Platform = v1.Platform{OS: "linux", Architecture: "arm64"}
+	case "nokernel":
+		spec.Layers[0].Dump = strings.Replace(bootable, "/usr/lib/modules/6.1/vmlinuz 6 100644 1 0 0 0 1700000001.0 - kernel -\n", "", 1)
+	case "escape":
+		spec.Labels = map[string]string{v1.AnnotationVersion: "1\x1b[31m\r\nforged  line\u202e"}
 	}
 	return ocitest.Build(spec)
 }
@@ -91,6 +100,32 @@ func serve(t *testing.T) (*registry.Registry, error) {
 	return server, nil
 }
 
+// writeMulti writes an index of an image for amd64 and one for arm64.
+func writeMulti(dir, tag string) error {
+	index := v1.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: v1.MediaTypeImageIndex}
+	for _, fault := range []string{"", "arm64"} {
+		img, err := buildImage(fault)
+		if err == nil {
+			err = img.WriteLayout(dir, "part-"+fault)
+		}
+		if err != nil {
+			return err
+		}
+		d := img.Descriptor
+		d.Platform = &v1.Platform{OS: "linux", Architecture: cmp.Or(fault, "amd64")}
+		index.Manifests = append(index.Manifests, d)
+	}
+	b, err := json.Marshal(index)
+	if err != nil {
+		return err
+	}
+	d := v1.Descriptor{MediaType: v1.MediaTypeImageIndex, Digest: digest.FromBytes(b), Size: int64(len(b)), Annotations: map[string]string{v1.AnnotationRefName: tag}}
+	if err := os.WriteFile(filepath.Join(dir, "blobs/sha256", d.Digest.Encoded()), b, 0o644); err != nil {
+		return err
+	}
+	return ocitest.AddToLayout(dir, d)
+}
+
 // layoutCommand is `layout [-fault NAME] DIR TAG`: it writes a test image into an OCI layout.
 func layoutCommand(args []string) int {
 	flags := flag.NewFlagSet("layout", flag.ExitOnError)
@@ -98,9 +133,14 @@ func layoutCommand(args []string) int {
 	if err := flags.Parse(args); err != nil || flags.NArg() != 2 {
 		return 2
 	}
-	img, err := buildImage(*fault)
-	if err == nil {
-		err = img.WriteLayout(flags.Arg(0), flags.Arg(1))
+	var err error
+	if *fault == "multi" {
+		err = writeMulti(flags.Arg(0), flags.Arg(1))
+	} else {
+		var img *ocitest.Image
+		if img, err = buildImage(*fault); err == nil {
+			err = img.WriteLayout(flags.Arg(0), flags.Arg(1))
+		}
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

@@ -2,8 +2,11 @@ package main
 
 import (
 	"context"
+	"fmt"
+	"os"
 	"strings"
 
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
 
 	"github.com/cfsboot/cfsboot/deploy"
@@ -22,30 +25,42 @@ func (s *sourceFlags) bind(cmd *cobra.Command) {
 	f.StringVar(&s.caFile, "ca-file", "", "PEM `FILE` of the certificates to trust instead of the system's")
 	f.StringVar(&s.authFile, "auth-file", "", "`FILE` with registry credentials instead of the usual ones")
 	f.BoolVar(&s.insecureHTTP, "insecure-http", false, "allow plain HTTP: anyone on the way can read and change what is fetched")
-	f.StringVar(&s.platform, "platform", "", "`OS/ARCH[/VARIANT]` to choose from an index (default: this machine's)")
+	f.StringVar(&s.platform, "platform", "", "`OS/ARCH[/VARIANT]` that the image must be for, and to choose from an index (default: this machine's)")
 }
 
-// open returns the function that opens references with these flags.
-func (s *sourceFlags) open(e *env) deploy.OpenSource {
-	return func(ctx context.Context, ref string) (oci.Source, error) {
-		o := remote.Options{CAFile: s.caFile, AuthFile: s.authFile, InsecureHTTP: s.insecureHTTP, Progress: e.reporter(), Logger: e.logger}
-		if s.platform != "" {
-			parts := strings.Split(s.platform, "/")
-			if len(parts) < 2 || len(parts) > 3 {
-				return nil, usageError{"cfsboot", errPlatform(s.platform)}
-			}
-			o.Platform.OS, o.Platform.Architecture = parts[0], parts[1]
-			if len(parts) == 3 {
-				o.Platform.Variant = parts[2]
-			}
-		}
-		return remote.Open(ctx, ref, o)
+// options checks the flags and returns what they say, for a pull of this command: where images come from and for which platform.
+func (s *sourceFlags) options(cmd *cobra.Command, e *env) (deploy.PullOptions, error) {
+	platform, err := s.parsePlatform(cmd)
+	if err != nil {
+		return deploy.PullOptions{}, err
 	}
+	// Named files must be there, also for a source that does not need them.
+	for _, file := range []struct{ flag, path string }{{"--ca-file", s.caFile}, {"--auth-file", s.authFile}} {
+		if file.path == "" {
+			continue
+		}
+		f, err := os.Open(file.path)
+		if err != nil {
+			return deploy.PullOptions{}, fmt.Errorf("%s: %w", file.flag, err)
+		}
+		f.Close()
+	}
+	return deploy.PullOptions{Platform: platform, OpenSource: func(ctx context.Context, ref string) (oci.Source, error) {
+		return remote.Open(ctx, ref, remote.Options{
+			CAFile: s.caFile, AuthFile: s.authFile, InsecureHTTP: s.insecureHTTP, Platform: platform, Progress: e.reporter(), Logger: e.logger,
+		})
+	}}, nil
 }
 
-// errPlatform is a --platform that is not OS/ARCH or OS/ARCH/VARIANT.
-type errPlatform string
-
-func (e errPlatform) Error() string {
-	return "--platform: got " + string(e) + ", want OS/ARCH[/VARIANT]"
+// parsePlatform returns the platform that was asked for, the zero value for this machine's.
+func (s *sourceFlags) parsePlatform(cmd *cobra.Command) (v1.Platform, error) {
+	if s.platform == "" {
+		return v1.Platform{}, nil
+	}
+	system, rest, _ := strings.Cut(s.platform, "/")
+	arch, variant, hasVariant := strings.Cut(rest, "/")
+	if system == "" || arch == "" || hasVariant && variant == "" || strings.Contains(variant, "/") {
+		return v1.Platform{}, usageErrorf(cmd, "--platform: got %q, want OS/ARCH[/VARIANT]", s.platform)
+	}
+	return v1.Platform{OS: system, Architecture: arch, Variant: variant}, nil
 }
