@@ -276,14 +276,14 @@ func tableText(table deploy.StatusTable) []byte {
 }
 
 func TestStatus(t *testing.T) {
-	schema := loadSchema(t)
+	schema := statusSchema(t)
 	for name, prepare := range statusCases {
 		t.Run(name, func(t *testing.T) {
 			m := newStatusMachine(t)
 			prepare(m)
 			s := deploy.NewStatus(m.in)
 			data := statusJSON(t, s)
-			schema.check(t, data)
+			schema.Check(t, data)
 			goldenStatus(t, name+".json", data)
 			goldenStatus(t, name+".txt", tableText(s.Table()))
 		})
@@ -480,7 +480,7 @@ func TestReadStatusElsewhere(t *testing.T) {
 // TestReadStatusNeverFails damages a machine at random: the document stays
 // valid, and whatever is damaged shows up as a problem or as a missing field.
 func TestReadStatusNeverFails(t *testing.T) {
-	schema := loadSchema(t)
+	schema := statusSchema(t)
 	for seed := range uint64(150) {
 		m := newStatusMachine(t)
 		statusCases["rolled-back-and-staged"](m)
@@ -530,7 +530,7 @@ func TestReadStatusNeverFails(t *testing.T) {
 			}
 		}
 		s := deploy.ReadStatus(t.Context(), statusOptions(t, root, sysroot, boot))
-		schema.check(t, statusJSON(t, s))
+		schema.Check(t, statusJSON(t, s))
 		s.Table()
 		if t.Failed() {
 			t.Fatalf("seed %d", seed)

@@ -1,0 +1,152 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cfsboot/cfsboot/deploy"
+	"github.com/cfsboot/cfsboot/fsverity"
+	"github.com/cfsboot/cfsboot/internal/durable"
+	"github.com/cfsboot/cfsboot/internal/testutil/jsonschema"
+	"github.com/cfsboot/cfsboot/repo/oci"
+	"github.com/cfsboot/cfsboot/repo/remote"
+	"github.com/cfsboot/cfsboot/systemd"
+)
+
+const schemaDir = "../../docs/schema"
+
+// capture runs one command line with both streams in files and returns them.
+func capture(t *testing.T, args ...string) (status int, stdout, stderr []byte) {
+	t.Helper()
+	dir := t.TempDir()
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	var files [2]*os.File
+	for i := range files {
+		if files[i], err = os.Create(filepath.Join(dir, fmt.Sprint(i))); err != nil {
+			t.Fatal(err)
+		}
+		defer files[i].Close()
+	}
+	status = run(args, null, files[0], files[1])
+	stdout, err1 := os.ReadFile(files[0].Name())
+	stderr, err2 := os.ReadFile(files[1].Name())
+	if err := errors.Join(err1, err2); err != nil {
+		t.Fatal(err)
+	}
+	return status, stdout, stderr
+}
+
+// TestSchemas: what is printed with --json is what the checked-in schemas describe, and there is one for every command.
+func TestSchemas(t *testing.T) {
+	seen := []string{"status-1.schema.json"} // checked in deploy
+	check := func(name string, document []byte) {
+		t.Helper()
+		file := name + ".schema.json"
+		seen = append(seen, file)
+		jsonschema.Load(t, filepath.Join(schemaDir, file)).Check(t, document)
+	}
+	dir := t.TempDir()
+	img, err := buildImage("")
+	if err == nil {
+		err = img.WriteLayout(filepath.Join(dir, "images"), "one")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, source := filepath.Join(dir, "r"), "oci:"+filepath.Join(dir, "images")+":one"
+	for _, c := range []struct {
+		schema string
+		args   []string
+	}{
+		{"repo-init-1", []string{"repo", "init", "--insecure"}},
+		{"oci-images-1", []string{"oci", "images"}}, // empty lists
+		{"oci-pull-1", []string{"oci", "pull", source, "os", "--platform", "linux/amd64"}},
+		{"oci-pull-1", []string{"oci", "pull", source, "os", "--bootable", "--platform", "linux/amd64"}},
+		{"oci-images-1", []string{"oci", "images"}},
+		{"oci-inspect-1", []string{"oci", "inspect", "os"}},
+	} {
+		status, stdout, stderr := capture(t, append(c.args, "--json", "--repo", r)...)
+		if status != 0 || len(stderr) > 0 {
+			t.Fatalf("%v: status %d, %s", c.args, status, stderr)
+		}
+		check(c.schema, stdout)
+	}
+	// What needs a machine or privileges, by its struct.
+	for _, c := range []struct {
+		schema string
+		result result
+	}{
+		{"change-1", changeResult{"cfsboot.change/1", &deploy.Change{Action: deploy.ActionStaged, Deployment: "ab", Entry: 7, Warnings: []string{"x"}}}},
+		{"oci-mount-1", mountResult{"cfsboot.oci-mount/1", "os", "ab", "/mnt", true}},
+		{"initramfs-1", initramfsResult{"cfsboot.initramfs/1", "initrd", systemd.InitrdResult{Changed: true, Compression: []string{"zstd"}, Modules: []string{"erofs.ko"}, SizeBytes: 1}}},
+	} {
+		var b bytes.Buffer
+		if err := writeJSON(&b, c.result); err != nil {
+			t.Fatal(err)
+		}
+		check(c.schema, b.Bytes())
+	}
+	for _, err := range []error{
+		errors.New("two\nlines"), usageError{"cfsboot", errors.New("x")}, &durable.SpaceError{Where: "/", Need: 2, Have: 1, Err: unix.ENOSPC},
+		&deploy.ConflictError{What: "files", Paths: []string{"/etc/x"}}, &deploy.RefusedError{Code: deploy.CodeImage, Detail: "x"},
+		&fsverity.MismatchError{Where: "x", Got: fsverity.Sum(fsverity.SHA256, nil), Want: fsverity.Sum(fsverity.SHA256, []byte("x"))},
+		&oci.DigestError{}, &remote.Error{Ref: "oci:x", Op: "read"}, &remote.Error{Ref: "x", Op: "read"}, fs.ErrNotExist, fs.ErrPermission, errors.ErrUnsupported,
+	} {
+		check("error-1", reportOf(t, err))
+	}
+	have, err := filepath.Glob(filepath.Join(schemaDir, "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range have {
+		if !slices.Contains(seen, filepath.Base(path)) {
+			t.Errorf("%s: nothing was checked against it", path)
+		}
+	}
+	t.Run("every class", func(t *testing.T) {
+		data, err := os.ReadFile(filepath.Join(schemaDir, "error-1.schema.json"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range append(classes, classify(errors.New("x"))) {
+			if !strings.Contains(string(data), `"`+c.name+`"`) {
+				t.Errorf("class %q is not in the schema", c.name)
+			}
+		}
+	})
+}
+
+// reportOf returns what --json prints for an error: one line.
+func reportOf(t *testing.T, err error) []byte {
+	t.Helper()
+	f, ferr := os.Create(filepath.Join(t.TempDir(), "stderr"))
+	if ferr != nil {
+		t.Fatal(ferr)
+	}
+	defer f.Close()
+	e := newEnv(nil, nil, f)
+	e.opts.json = true
+	e.fail(err)
+	out, ferr := os.ReadFile(f.Name())
+	if ferr != nil {
+		t.Fatal(ferr)
+	}
+	if bytes.Count(out, []byte("\n")) != 1 || !json.Valid(out) {
+		t.Errorf("%v: got %q, want one line of JSON", err, out)
+	}
+	return out
+}
