@@ -767,6 +767,31 @@ func TestForeignLoader(t *testing.T) {
 	}
 }
 
+// TestRetirementForgetsImage: with a deployment goes what the repository knows
+// about its image and layers, and nothing about the others.
+func TestRetirementForgetsImage(t *testing.T) {
+	w := newWorld(t)
+	images := []*ocitest.Image{release(t, "1"), release(t, "2"), release(t, "3")}
+	ids := w.releases(images...)
+	check := func(when string, img *ocitest.Image, want bool) {
+		t.Helper()
+		for _, name := range []string{"images/" + string(img.Descriptor.Digest), "verified/" + string(img.DiffIDs[0])} {
+			if _, err := os.Lstat(filepath.Join(w.root.Path(), "composefs/cfsboot", name)); want && err != nil || !want && !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("%s: record %s: %v, want it there: %v", when, name, err, want)
+			}
+		}
+	}
+	for _, img := range images {
+		check("before", img, true)
+	}
+	w.note(record.Event{Kind: record.EventRetire, Deployment: ids[0]})
+	must(t, settled(w.upgrade(images[2]))) // nothing to do but to clean up
+	checkQuiet(t, w)
+	check("after", images[0], false)
+	check("after", images[1], true)
+	check("after", images[2], true)
+}
+
 // TestRetirementIsFinishedFirst: what a killed retirement left of a deployment
 // does not take the same one along when it is staged anew.
 func TestRetirementIsFinishedFirst(t *testing.T) {

@@ -67,5 +67,9 @@ func (m *machine) removeRefs(ctx context.Context, id string) error {
 	if err := m.repo.Dir().Remove("images/refs/" + refPrefix + id); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		m.Logger.Debug("remove the empty directory of refs", "error", err)
 	}
+	// Only the next pull of a layer would take longer, or shorter: no reason to fail.
+	if err := oci.Forget(ctx, m.repo); err != nil {
+		m.Logger.Warn("forget what is known about layers", "error", err)
+	}
 	return m.repo.Sync(ctx)
 }
