@@ -42,8 +42,8 @@ oracle: ## our bytes against mkcomposefs and other tools that setup installed
 root: ## fs-verity, EROFS and overlayfs of a real kernel, in User Mode Linux
 	$(LAB) umltest -run '^TestRoot' $(shell grep -rlE '^func TestRoot' --include='*_test.go' . | xargs -r -n1 dirname | sort -u)
 
-vm: ## whole machines in QEMU, the demo among them; one package at a time, because they share the registry's port and the cache
-	CFSBOOT_VM_TESTS=1 $(GO) test -p 1 -count=1 -v -timeout 40m ./tests/vm/...
+vm: ## whole machines in QEMU, the demo among them; one package at a time (they share the registry and the cache), three machines (they wait, too)
+	CFSBOOT_VM_TESTS=1 $(GO) test -p 1 -parallel 3 -count=1 -v -timeout 40m ./tests/vm/...
 
 bench: build setup ## our programs beside mkcomposefs and cfsctl in one run; prints ratios
 	$(GO) test -run '^$$' -bench . -benchmem ./fsverity ./erofs/... ./repo/...

@@ -7,9 +7,9 @@ import (
 	"github.com/cfsboot/cfsboot/tests/vm/demo"
 )
 
-// TestVMDemo boots, upgrades, boots, rolls back and boots: see package demo. It
-// runs before the parallel scenarios, because it moves the tag that all follow.
+// TestVMDemo boots, upgrades, boots, rolls back and boots: see package demo.
 func TestVMDemo(t *testing.T) {
+	t.Parallel()
 	l := openLab(t)
 	var transcript bytes.Buffer
 	err := demo.Run(t.Context(), l, &transcript)

@@ -171,6 +171,7 @@ func TestVMRefused(t *testing.T) {
 		change  string   // in User Mode Linux, before the boot
 		spoil   bool     // overwrite a block of the image
 		digest  string   // on the kernel command line
+		kargs   string   // added to it
 		message []string // all in the one line
 	}{
 		{name: "another digest, planted as a ref", digest: other,
@@ -181,6 +182,8 @@ func TestVMRefused(t *testing.T) {
 			message: []string{"composefs.digest", d.image, "images/" + d.image}},
 		{name: "tampered image", digest: d.image, spoil: true,
 			message: []string{"composefs.digest", d.image}},
+		{name: "masked unit", digest: d.image, kargs: " rd.systemd.mask=cfsboot-setup-root.service",
+			message: []string{"no composefs root was assembled here"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			m := newMachine(t, l, "refused")
@@ -196,7 +199,7 @@ func TestVMRefused(t *testing.T) {
 				}
 				spoil(t, m.Disk, "/composefs/objects/"+id.ObjectPath())
 			}
-			cmdline := strings.Replace(d.cmdline, d.image, c.digest, 1)
+			cmdline := strings.Replace(d.cmdline, d.image, c.digest, 1) + c.kargs
 			if err := m.StartKernel(t.Context(), d.kernel, d.initrd, cmdline); err != nil {
 				t.Fatal(err)
 			}

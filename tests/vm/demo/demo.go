@@ -79,14 +79,14 @@ func (r *run) all(ctx context.Context, commands ...string) error {
 }
 
 func (r *run) install(ctx context.Context) error {
-	if err := r.lab.Publish(ctx, r.lab.Images.Digest1); err != nil {
+	if err := r.lab.Stable.Publish(ctx, r.lab.Images.Digest1); err != nil {
 		return err
 	}
-	disk, err := r.lab.Install(ctx)
+	disk, err := r.lab.Install(ctx, r.lab.Stable)
 	if err != nil {
 		return err
 	}
-	r.say("GPT, ESP, ext4 with fs-verity; image %s@%s", r.lab.Reference(), r.lab.Images.Digest1)
+	r.say("GPT, ESP, ext4 with fs-verity; image %s@%s", r.lab.Stable.Reference(), r.lab.Images.Digest1)
 	r.m, err = r.lab.NewMachine(ctx, "demo", disk)
 	return err
 }
@@ -124,15 +124,15 @@ func (r *run) first(ctx context.Context) (err error) {
 }
 
 func (r *run) upgrade(ctx context.Context) error {
-	if err := r.lab.Publish(ctx, r.lab.Images.Digest2); err != nil {
+	if err := r.lab.Stable.Publish(ctx, r.lab.Images.Digest2); err != nil {
 		return err
 	}
-	r.say("the tag %s in the registry is release 2 now: %s", osimage.Stable, r.lab.Images.Digest2)
-	before := r.lab.Registry.Relay.Sent()
+	r.say("%s in the registry is release 2 now: %s", r.lab.Stable.Reference(), r.lab.Images.Digest2)
+	before := r.lab.Stable.Relay.Sent()
 	if err := r.all(ctx, "cfsboot upgrade --progress plain", "cfsboot status"); err != nil {
 		return err
 	}
-	r.say("%.1f MB came over the network", float64(r.lab.Registry.Relay.Sent()-before)/1e6)
+	r.say("%.1f MB came over the network", float64(r.lab.Stable.Relay.Sent()-before)/1e6)
 	s, err := lab.Look(ctx, r.sh)
 	if err != nil {
 		return err

@@ -5,7 +5,8 @@ set -eu
 step() { echo "install: $(cut -d' ' -f1 /proc/uptime) $*"; }
 printf 'label: gpt\nsize=%sM, type=C12A7328-F81F-11D2-BA4B-00A0C93EC93B, name=EFI-SYSTEM\ntype=4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709, name=root\n' "$ESP_MIB" | sfdisk -q /dev/ubda
 blockdev --rereadpt /dev/ubda || true
-mkfs.vfat -F 32 -n ESP /dev/ubda1 >/dev/null
+# Clusters of 2 KiB: with the default of 512 bytes the machine reads a table four times as long at each check of the file system.
+mkfs.vfat -F 32 -s 4 -n ESP /dev/ubda1 >/dev/null
 # 4 KiB blocks whatever the size of the disk: fs-verity with 4 KiB blocks needs them.
 mkfs.ext4 -q -b 4096 -O verity -L root /dev/ubda2
 mount /dev/ubda2 "$MNT"

@@ -35,6 +35,9 @@ type Lab struct {
 	Init     string // for User Mode Linux guests
 	Logs     string // directory for the consoles' logs, kept
 
+	Stable  *Channel // followed by the demo's machine
+	Testing *Channel // followed by the other scenarios' machines
+
 	work   string
 	count  atomic.Int32
 	golden func() (string, error)
@@ -56,7 +59,7 @@ func LogDir() (string, error) {
 // one line for each thing that happened.
 func Open(ctx context.Context, log func(format string, args ...any)) (_ *Lab, err error) {
 	l := &Lab{}
-	l.golden = sync.OnceValues(func() (string, error) { return l.Install(context.WithoutCancel(ctx)) })
+	l.golden = sync.OnceValues(func() (string, error) { return l.Install(context.WithoutCancel(ctx), l.Testing) })
 	if l.Logs, err = LogDir(); err != nil {
 		return nil, err
 	}
@@ -79,6 +82,8 @@ func Open(ctx context.Context, log func(format string, args ...any)) (_ *Lab, er
 		return nil, err
 	}
 	log("a registry runs at %s (TLS, password)", l.Registry.HostReference(""))
+	l.Stable = &Channel{tag: "stable", registry: l.Registry, Relay: l.Registry.Relays[0]}
+	l.Testing = &Channel{tag: "testing", registry: l.Registry, Relay: l.Registry.Relays[1]}
 	if l.Images, err = osimage.BuildAndPush(ctx, l.Registry, log); err != nil {
 		return nil, err
 	}
@@ -141,7 +146,11 @@ func (l *Lab) Log(name string) (*os.File, error) {
 }
 
 // Kargs are the kernel arguments of the lab's machines, beside those of cfsboot.
-var Kargs = []string{"console=ttyS0", "quiet", "audit=0", "rd.timeout=180", "panic=30"}
+// The mitigations and the three serial ports that nobody uses only cost time here.
+var Kargs = []string{
+	"console=ttyS0", "quiet", "audit=0", "panic=30", "systemd.default_device_timeout_sec=180",
+	"mitigations=off", "8250.nr_uarts=1",
+}
 
 // Sizes of the lab's disks; the files are sparse.
 const (
@@ -149,18 +158,27 @@ const (
 	espSize  = 192 << 20
 )
 
-// Reference is what the machines follow.
-func (l *Lab) Reference() string {
-	return l.Registry.GuestReference(osimage.Repository + ":" + osimage.Stable)
+// Channel is what a machine follows: a tag, seen through a relay of its own, so
+// that moving the tag and slowing the relay down touch this machine only.
+type Channel struct {
+	Relay    *registry.Relay
+	tag      string
+	registry *registry.Registry
 }
 
-// Publish lets the tag that the machines follow point to a release.
-func (l *Lab) Publish(ctx context.Context, digest string) error {
-	return l.Registry.Tag(ctx, osimage.Repository, digest, osimage.Stable)
+// Reference is what the machine is told to follow.
+func (c *Channel) Reference() string {
+	return c.Relay.GuestReference(osimage.Repository + ":" + c.tag)
 }
 
-// Install installs release 1 on a new disk and returns its path.
-func (l *Lab) Install(ctx context.Context) (string, error) {
+// Publish lets the channel offer the release with the given manifest digest.
+func (c *Channel) Publish(ctx context.Context, digest string) error {
+	return c.registry.Tag(ctx, osimage.Repository, digest, c.tag)
+}
+
+// Install installs release 1 on a new disk and returns its path. The machine
+// follows the channel.
+func (l *Lab) Install(ctx context.Context, follow *Channel) (string, error) {
 	layout := filepath.Join(l.work, fmt.Sprintf("layout-%d", l.count.Add(1)))
 	if err := l.Registry.PullLayout(ctx, osimage.Repository, l.Images.Digest1, layout, "image"); err != nil {
 		return "", err
@@ -173,7 +191,7 @@ func (l *Lab) Install(ctx context.Context) (string, error) {
 	defer log.Close()
 	p := filepath.Join(l.work, fmt.Sprintf("disk-%d", l.count.Add(1)))
 	err = disk.Install(ctx, p, disk.Options{
-		Kernel: l.Kernel, Init: l.Init, Program: l.Images.Program, Layout: layout, Target: l.Reference(), Kargs: Kargs,
+		Kernel: l.Kernel, Init: l.Init, Program: l.Images.Program, Layout: layout, Target: follow.Reference(), Kargs: Kargs,
 		Size: diskSize, ESPSize: espSize, Log: log,
 	})
 	if err != nil {

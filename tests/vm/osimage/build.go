@@ -36,12 +36,8 @@ type Images struct {
 	Program          string // the cfsboot program in the images
 }
 
-// Repository and tags in the registry. The tag Stable is what machines follow;
-// each test points it to a release as it needs.
-const (
-	Repository = "cfsboot/os"
-	Stable     = "stable"
-)
+// Repository holds both releases in the registry.
+const Repository = "cfsboot/os"
 
 //go:embed access release2
 var contexts embed.FS

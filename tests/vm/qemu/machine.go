@@ -99,7 +99,8 @@ func (c Config) args() []string {
 	if c.CPUs == 0 {
 		c.CPUs = 1
 	}
-	accel, cpu := "tcg,thread=multi", "max"
+	// Nehalem: with AVX, glibc and the kernel choose code that the emulation is slow at (a boot costs half as much again).
+	accel, cpu := "tcg,thread=multi", "Nehalem"
 	if c.Accel == "kvm" {
 		accel, cpu = "kvm", "host"
 	}

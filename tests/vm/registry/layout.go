@@ -30,7 +30,7 @@ func (r *Registry) PullLayout(ctx context.Context, repository, digest, dir, tag 
 	}
 	client.Timeout = 0 // ctx limits
 	get := func(kind, digest string) error {
-		return r.fetch(ctx, client, fmt.Sprintf("https://127.0.0.1:%d/v2/%s/%s/%s", r.Port, repository, kind, digest), digest, blobs)
+		return r.fetch(ctx, client, fmt.Sprintf("https://127.0.0.1:%d/v2/%s/%s/%s", r.Relays[0].Port, repository, kind, digest), digest, blobs)
 	}
 	if err := get("manifests", digest); err != nil {
 		return err

@@ -36,17 +36,20 @@ const user = "lab"
 
 // Registry is a running registry.
 type Registry struct {
-	Dir   string // of the cache entry: ca.pem and more
-	Port  int    // of the relay, the only one that clients use
-	Relay *Relay
+	Dir    string   // of the cache entry: ca.pem and more
+	Relays []*Relay // the ways to the registry, one for each machine that must not disturb another
 
 	password string
 	cmd      *exec.Cmd
 	done     chan struct{}
 }
 
+// relays is the number of ways to the registry. Their ports are part of the images
+// (the guests' passwords are by address), so it is the same for all labs.
+const relays = 2
+
 // Start starts the registry. It ends with Close.
-func Start(ctx context.Context) (*Registry, error) {
+func Start(ctx context.Context) (_ *Registry, err error) {
 	dir, err := cache.Make("registry", func(tmp string) error {
 		for _, d := range []string{tmp, filepath.Join(tmp, "data")} {
 			if err := os.Mkdir(d, 0o700); err != nil {
@@ -66,28 +69,37 @@ func Start(ctx context.Context) (*Registry, error) {
 		return nil, err
 	}
 	r := &Registry{Dir: dir, password: string(password), done: make(chan struct{})}
-	listener, err := r.listen(ctx)
-	if err != nil {
-		return nil, err
-	}
-	r.Port = listener.Addr().(*net.TCPAddr).Port
+	defer func() {
+		if err != nil {
+			_ = r.closeRelays()
+		}
+	}()
 	backend, err := freePort(ctx)
 	if err != nil {
-		_ = listener.Close()
 		return nil, err
 	}
-	r.Relay = newRelay(listener, backend)
-	if err := r.serve(ctx, backend); err != nil {
-		_ = r.Relay.Close()
-		return nil, err
+	for i := range relays {
+		listener, err := r.listen(ctx, i)
+		if err != nil {
+			return nil, err
+		}
+		r.Relays = append(r.Relays, newRelay(listener, backend))
 	}
-	return r, nil
+	return r, r.serve(ctx, backend)
 }
 
-// listen takes the port of the first time. If that is in use, by another lab for
-// example, this registry gets another one, and the images for it are made anew.
-func (r *Registry) listen(ctx context.Context) (net.Listener, error) {
-	file := filepath.Join(r.Dir, "port")
+func (r *Registry) closeRelays() error {
+	var errs []error
+	for _, relay := range r.Relays {
+		errs = append(errs, relay.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// listen takes the port that relay i had the first time. If that is in use, by
+// another lab for example, it gets another one, and the images for it are made anew.
+func (r *Registry) listen(ctx context.Context, i int) (net.Listener, error) {
+	file := filepath.Join(r.Dir, fmt.Sprintf("port-%d", i))
 	first, err := os.ReadFile(file)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
@@ -208,7 +220,7 @@ func (r *Registry) Digest(ctx context.Context, repository, tag string) (string, 
 	if err != nil {
 		return "", err
 	}
-	url := fmt.Sprintf("https://127.0.0.1:%d/v2/%s/manifests/%s", r.Port, repository, tag)
+	url := fmt.Sprintf("https://127.0.0.1:%d/v2/%s/manifests/%s", r.Relays[0].Port, repository, tag)
 	req, err := http.NewRequestWithContext(ctx, http.MethodHead, url, nil)
 	if err != nil {
 		return "", err
@@ -236,7 +248,7 @@ func (r *Registry) Tag(ctx context.Context, repository, digest, tag string) erro
 	if err != nil {
 		return err
 	}
-	base := fmt.Sprintf("https://127.0.0.1:%d/v2/%s/manifests/", r.Port, repository)
+	base := fmt.Sprintf("https://127.0.0.1:%d/v2/%s/manifests/", r.Relays[0].Port, repository)
 	const mediaType = "application/vnd.oci.image.manifest.v1+json"
 	do := func(method, name string, body io.Reader) ([]byte, error) {
 		req, err := http.NewRequestWithContext(ctx, method, base+name, body)
@@ -264,14 +276,9 @@ func (r *Registry) Tag(ctx context.Context, repository, digest, tag string) erro
 	return err
 }
 
-// HostReference and GuestReference name an image as the host and as a guest see it.
+// HostReference names an image as the host sees it.
 func (r *Registry) HostReference(name string) string {
-	return fmt.Sprintf("127.0.0.1:%d/%s", r.Port, name)
-}
-
-// GuestReference is HostReference for guests.
-func (r *Registry) GuestReference(name string) string {
-	return fmt.Sprintf("%s:%d/%s", GuestAddress, r.Port, name)
+	return fmt.Sprintf("127.0.0.1:%d/%s", r.Relays[0].Port, name)
 }
 
 // CAFile is the certificate of the authority that signed the registry's.
@@ -286,16 +293,18 @@ func (r *Registry) AuthFile() ([]byte, error) {
 	type entry struct {
 		Auth string `json:"auth"`
 	}
-	e := entry{base64.StdEncoding.EncodeToString([]byte(r.Credentials()))}
-	return json.Marshal(map[string]map[string]entry{"auths": {
-		fmt.Sprintf("127.0.0.1:%d", r.Port):        e,
-		fmt.Sprintf("%s:%d", GuestAddress, r.Port): e,
-	}})
+	auths := map[string]entry{}
+	for _, relay := range r.Relays {
+		for _, host := range []string{"127.0.0.1", GuestAddress} {
+			auths[fmt.Sprintf("%s:%d", host, relay.Port)] = entry{base64.StdEncoding.EncodeToString([]byte(r.Credentials()))}
+		}
+	}
+	return json.Marshal(map[string]any{"auths": auths})
 }
 
-// Close ends the registry and its relay.
+// Close ends the registry and its relays.
 func (r *Registry) Close() error {
-	err := r.Relay.Close()
+	err := r.closeRelays()
 	_ = syscall.Kill(-r.cmd.Process.Pid, syscall.SIGTERM)
 	select {
 	case <-r.done:

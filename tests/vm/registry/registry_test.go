@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"testing"
 	"time"
 )
@@ -95,8 +96,8 @@ func TestVMRegistry(t *testing.T) {
 	if os.Getenv("CFSBOOT_VM_TESTS") != "1" {
 		t.Skip("starts docker-registry: CFSBOOT_VM_TESTS is not 1")
 	}
-	var ports []int
-	for range 2 {
+	var ports [2][]int
+	for i := range ports {
 		r, err := Start(t.Context())
 		if err != nil {
 			t.Fatal(err)
@@ -104,7 +105,9 @@ func TestVMRegistry(t *testing.T) {
 		if d, err := r.Digest(t.Context(), "no/such", "image"); d != "" || err != nil {
 			t.Errorf("missing image: digest %q, error %v", d, err)
 		}
-		ports = append(ports, r.Port)
+		for _, relay := range r.Relays {
+			ports[i] = append(ports[i], relay.Port)
+		}
 		auth, err := r.AuthFile()
 		if err != nil || !json.Valid(auth) {
 			t.Errorf("auth file %q, error %v", auth, err)
@@ -113,7 +116,7 @@ func TestVMRegistry(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if ports[0] != ports[1] {
-		t.Errorf("ports %v, want the same one twice", ports)
+	if len(ports[0]) != relays || !slices.Equal(ports[0], ports[1]) {
+		t.Errorf("ports %v, want the same ones twice", ports)
 	}
 }

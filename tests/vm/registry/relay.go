@@ -2,6 +2,7 @@ package registry
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"sync"
@@ -12,6 +13,7 @@ import (
 // Relay passes TCP connections on to the registry. It sees ciphertext only: it
 // counts, delays and cuts, it does not change anything.
 type Relay struct {
+	Port     int // on loopback
 	listener net.Listener
 	backend  string
 	sent     atomic.Int64 // bytes from the registry to clients
@@ -23,10 +25,15 @@ type Relay struct {
 }
 
 func newRelay(l net.Listener, backend string) *Relay {
-	r := &Relay{listener: l, backend: backend, open: map[net.Conn]bool{}}
+	r := &Relay{Port: l.Addr().(*net.TCPAddr).Port, listener: l, backend: backend, open: map[net.Conn]bool{}}
 	r.wg.Add(1)
 	go r.accept()
 	return r
+}
+
+// GuestReference names an image in the registry as a guest sees it that uses this relay.
+func (r *Relay) GuestReference(name string) string {
+	return fmt.Sprintf("%s:%d/%s", GuestAddress, r.Port, name)
 }
 
 // Sent returns how many bytes went to clients so far.
