@@ -59,7 +59,7 @@ type ConflictError struct {
 	Err     error    // the cause, or nil; it is not in the text
 }
 
-// maxPaths is how many paths the text of a ConflictError names.
+// maxPaths is how many paths the text of an error names.
 const maxPaths = 10
 
 func (e *ConflictError) Error() string {

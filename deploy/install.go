@@ -59,7 +59,7 @@ const defaultTimeout = 3
 func Install(ctx context.Context, dir string, o InstallOptions) (_ *Change, err error) {
 	m := &machine{Options: o.withDefaults()}
 	defer func() { err = errors.Join(err, m.Close()) }()
-	if err := checkKargs(o.Kargs); err != nil {
+	if err := checkKargs(append([]string{"root=UUID=" + o.RootUUID}, o.Kargs...)); err != nil {
 		return nil, err
 	}
 	target := o.TargetImage
@@ -171,7 +171,11 @@ func checkTarget(top *durable.Dir) error {
 		used = used || x.Name == repoDir
 	}
 	if len(foreign) > 0 {
-		return refuse(CodeTarget, "target %q is not empty: it holds %s", top.Path(), strings.Join(foreign, ", "))
+		more := ""
+		if n := len(foreign) - maxPaths; n > 0 {
+			more = fmt.Sprintf(" and %d more", n)
+		}
+		return refuse(CodeTarget, "target %q is not empty: it holds %s%s", top.Path(), strings.Join(foreign[:min(len(foreign), maxPaths)], ", "), more)
 	}
 	j, err := readJournal(top)
 	switch {

@@ -631,6 +631,9 @@ func TestInstallRefusals(t *testing.T) {
 			if got := entriesBelow(t, w.fat.Path()); !slices.Equal(got, before) {
 				t.Errorf("the boot partition was changed: %v", got)
 			}
+			if tags, _ := filepath.Glob(filepath.Join(w.root.Path(), "composefs/streams/refs/oci/*")); len(tags) > 0 {
+				t.Errorf("the refused image has tags: %v", tags)
+			}
 		})
 	}
 	if !hasVerity(t, t.TempDir()) {

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -108,9 +107,7 @@ func (e *env) fail(err error) int {
 		var r errorReport
 		r.Error.Class, r.Error.Message, r.Error.Advice = c.name, oneLine(err), c.advice
 		r.Error.Details = details(err)
-		enc := json.NewEncoder(e.stderr)
-		enc.SetEscapeHTML(false)
-		_ = enc.Encode(r) // nothing is left to tell it to
+		_ = encodeJSON(e.stderr, r, "") // nothing is left to tell it to
 		return c.exit
 	}
 	text := progress.Printable(oneLine(err))
