@@ -451,13 +451,21 @@ func TestReadFromReportsCut(t *testing.T) {
 func TestSpace(t *testing.T) {
 	d := newDir(t)
 	s, err := d.Space()
-	if err != nil || s.Bytes <= 0 || s.BlockSize <= 0 || s.ReadOnly {
+	if err != nil || s.Bytes <= 0 || s.Size < s.Bytes || s.MaxInodes < s.Inodes || s.BlockSize <= 0 || s.ReadOnly {
 		t.Errorf("got %+v, %v", s, err)
 	}
 	must(t, errors.Join(d.Need(1), d.Writable()))
 	var space *durable.SpaceError
 	if err := d.Need(1 << 62); !errors.As(err, &space) || space.Need != 1<<62 {
 		t.Errorf("got %v, want a SpaceError", err)
+	}
+	for e, want := range map[durable.SpaceError]string{
+		{Where: "/x", Need: 5, Have: 3}:      `no space at "/x": need 5 bytes, have 3 bytes`,
+		{Where: "/x", Have: 3, Inodes: true}: `no space at "/x": the inodes of the file system are used up, no more files can be made (3 bytes are free)`,
+	} {
+		if got := e.Error(); got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
 	}
 }
 

@@ -15,10 +15,16 @@ type SpaceError struct {
 	Where string // directory or file that was to be written
 	Need  int64  // bytes that were to be written, 0 if only an inode or name was
 	Have  int64  // bytes available to this user
-	Err   error  // ENOSPC or EDQUOT
+	// Inodes says that bytes are left, but no inode, or too few: no more files can
+	// be made.
+	Inodes bool
+	Err    error // ENOSPC or EDQUOT
 }
 
 func (e *SpaceError) Error() string {
+	if e.Inodes {
+		return fmt.Sprintf("no space at %q: the inodes of the file system are used up, no more files can be made (%d bytes are free)", e.Where, e.Have)
+	}
 	return fmt.Sprintf("no space at %q: need %d bytes, have %d bytes", e.Where, e.Need, e.Have)
 }
 
@@ -37,12 +43,13 @@ func (d *Dir) wrapSize(op, name string, need int64, err error) error {
 
 func wrapAt(fd int, op, where string, need int64, err error) error {
 	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
-		have := int64(0)
+		e := &SpaceError{Where: where, Need: need, Err: err}
 		var st unix.Statfs_t
 		if unix.Fstatfs(fd, &st) == nil {
-			have = int64(st.Bavail) * st.Frsize
+			e.Have = int64(st.Bavail) * st.Frsize
+			e.Inodes = need == 0 && st.Files > 0 && st.Ffree == 0
 		}
-		return fmt.Errorf("%s: %w", op, &SpaceError{Where: where, Need: need, Have: have, Err: err})
+		return fmt.Errorf("%s: %w", op, e)
 	}
 	return &fs.PathError{Op: op, Path: where, Err: err}
 }

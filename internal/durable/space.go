@@ -8,6 +8,8 @@ import (
 type Space struct {
 	Bytes     int64
 	Inodes    int64 // -1 where the file system has no fixed number (vfat, btrfs)
+	Size      int64 // of the file system, bytes
+	MaxInodes int64 // that it can have, or -1
 	BlockSize int64 // allocation unit, bytes
 	ReadOnly  bool
 }
@@ -21,11 +23,13 @@ func (d *Dir) Space() (Space, error) {
 	s := Space{
 		Bytes:     int64(st.Bavail) * st.Frsize,
 		Inodes:    int64(st.Ffree),
+		Size:      int64(st.Blocks) * st.Frsize,
+		MaxInodes: int64(st.Files),
 		BlockSize: st.Frsize,
 		ReadOnly:  st.Flags&unix.ST_RDONLY != 0,
 	}
 	if st.Files == 0 {
-		s.Inodes = -1
+		s.Inodes, s.MaxInodes = -1, -1
 	}
 	return s, nil
 }
