@@ -92,12 +92,18 @@ func debugfs(ctx context.Context, disk string, offset int64, request string) (st
 // victim is a file of the image that is an object of its own, and not needed to boot.
 const victim = "/usr/share/common-licenses/GPL-3"
 
-// TestVMTampered boots without firmware from a disk that somebody changed: the
-// repository's meta.json is gone (peers then stop checking, P2), and a block of
-// one object is overwritten.
-func TestVMTampered(t *testing.T) {
+// TestVMAttacked boots without firmware from disks that somebody changed. It is
+// one test of several boots, so that it takes as long as the others beside it.
+func TestVMAttacked(t *testing.T) {
 	t.Parallel()
 	l := openLab(t)
+	t.Run("tampered object without meta.json", func(t *testing.T) { tampered(t, l) })
+	refused(t, l)
+}
+
+// tampered boots although the repository's meta.json is gone (peers then stop
+// checking, P2), and reads an object of which one block is overwritten.
+func tampered(t *testing.T, l *lab.Lab) {
 	m := newMachine(t, l, "tampered")
 	d := fromESP(t, l, m.Disk)
 
@@ -154,11 +160,9 @@ func run(t *testing.T, sh *qemu.Shell, command string) qemu.Result {
 	return r
 }
 
-// TestVMRefused boots without firmware into roots that must not be mounted. The
-// console has one line with the reason, and nothing of the real root runs.
-func TestVMRefused(t *testing.T) {
-	t.Parallel()
-	l := openLab(t)
+// refused boots into roots that must not be mounted. The console has one line
+// with the reason, and nothing of the real root runs.
+func refused(t *testing.T, l *lab.Lab) {
 	golden, err := l.Golden()
 	if err != nil {
 		t.Fatal(err)
