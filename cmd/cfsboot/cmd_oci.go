@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strconv"
 
 	"github.com/opencontainers/go-digest"
@@ -221,6 +222,11 @@ func newMountCommand(e *env) *cobra.Command {
 		Short: "Mount an image read-only on a directory",
 		Args:  cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if st, err := os.Stat(args[1]); err != nil {
+				return fmt.Errorf("DIR: %w", err)
+			} else if !st.IsDir() {
+				return fmt.Errorf("DIR: %q is not a directory", args[1])
+			}
 			return e.withRepo(cmd.Context(), func(r *repo.Repository) error {
 				in, err := oci.Inspect(cmd.Context(), r, args[0])
 				if err != nil {

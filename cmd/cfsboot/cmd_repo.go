@@ -1,6 +1,9 @@
 package main
 
 import (
+	"errors"
+	"fmt"
+
 	"github.com/spf13/cobra"
 
 	"github.com/cfsboot/cfsboot/fsverity"
@@ -44,10 +47,23 @@ func newRepoInitCommand(e *env) *cobra.Command {
 				return err
 			}
 			defer dir.Close() //nolint:errcheck // Init has synced it
-			if err := repo.Init(cmd.Context(), dir, repo.InitOptions{Algorithm: a, Insecure: insecure}); err != nil {
+			err = repo.Init(cmd.Context(), dir, repo.InitOptions{Algorithm: a, Insecure: insecure})
+			if errors.Is(err, errors.ErrUnsupported) && !insecure {
+				return fmt.Errorf("%w; --insecure does without fs-verity", err)
+			}
+			if err != nil {
 				return err
 			}
-			return e.render(repoInitResult{"cfsboot.repo-init/1", path, a.String(), !insecure})
+			// Not what was asked for: one that was there may be stricter.
+			r, err := repo.Open(cmd.Context(), dir, repo.Options{Logger: e.logger, LockWait: lockWait})
+			if err != nil {
+				return err
+			}
+			res := repoInitResult{"cfsboot.repo-init/1", path, r.Algorithm().String(), r.Secure()}
+			if err := r.Close(); err != nil {
+				return err
+			}
+			return e.render(res)
 		},
 	}
 	cmd.Flags().StringVar(&algorithm, "algorithm", "fsverity-sha512-12", "digest `ALGORITHM` of objects and images: fsverity-sha512-12 or fsverity-sha256-12")

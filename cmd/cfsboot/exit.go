@@ -60,9 +60,10 @@ var classes = []class{
 	{"locked", 7, is[*repo.LockedError], "wait for the other process to end, or stop it"},
 	{"no-space", 4, is[*durable.SpaceError], "free space there, or use a larger file system"},
 	{"conflict", 6, is[*deploy.ConflictError], "change the files named above back, or move them away, and run the command again"},
+	{"conflict", 6, is[*repo.ConflictError], "use the configuration that is there, or another directory"},
 	{"refused", 3, func(err error) bool {
 		return is[*deploy.RefusedError](err) || is[*keyring.PolicyError](err) || is[*tree.RequiredError](err) || is[*bootimage.ResourceError](err) ||
-			is[*bootimage.SELinuxError](err) || is[*oci.PlatformError](err) || is[*oci.MediaTypeError](err)
+			is[*bootimage.SELinuxError](err) || is[*oci.PlatformError](err) || is[*oci.MediaTypeError](err) || is[*repo.InsecureError](err)
 	}, ""},
 	{"integrity", 8, func(err error) bool {
 		return is[*fsverity.MismatchError](err) || is[*erofs.FormatError](err) || is[*splitstream.FormatError](err) || is[*oci.DigestError](err) || is[*esp.VerifyError](err) ||
