@@ -1,9 +1,18 @@
 package deploy
 
-import "github.com/cfsboot/cfsboot/deploy/esp"
+import (
+	"fmt"
+
+	"github.com/cfsboot/cfsboot/deploy/esp"
+)
 
 // WithSpace makes the boot partition as full as space says.
 func (o Options) WithSpace(space func(*esp.ESP) (esp.Space, error)) Options {
 	o.space = space
 	return o
+}
+
+// PublicReason is what the journal keeps of a failure at making an /etc.
+func PublicReason(what string, err error) string {
+	return publicReason(fmt.Errorf("finalize: %w", &etcError{what, err}))
 }

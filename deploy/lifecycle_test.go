@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -497,6 +498,21 @@ func TestConflictAfterStaging(t *testing.T) {
 	w.changed()
 	if _, err := w.finalize(); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestPublicReason: whatever goes wrong with an /etc, the journal names none of its files.
+func TestPublicReason(t *testing.T) {
+	private := &fs.PathError{Op: "open", Path: "/etc/private/name", Err: unix.EIO}
+	for want, err := range map[string]error{
+		"merge: " + unix.EIO.Error():    private,
+		"merge: " + unix.ENOSPC.Error(): fmt.Errorf("write: %w", &durable.SpaceError{Where: "/etc/private/name", Err: unix.ENOSPC}),
+		"merge: files (2)":              &deploy.ConflictError{What: "files", Paths: []string{"/etc/private/name", "/etc/x"}},
+		"merge":                         errors.New("private/name is odd"),
+	} {
+		if got := deploy.PublicReason("merge", err); got != want {
+			t.Errorf("%v: got %q, want %q", err, got, want)
+		}
 	}
 }
 

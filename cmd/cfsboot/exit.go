@@ -135,7 +135,7 @@ func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", ";
 func details(err error) any {
 	var space *durable.SpaceError
 	if errors.As(err, &space) {
-		return map[string]any{"where": space.Where, "need_bytes": space.Need, "have_bytes": space.Have}
+		return map[string]any{"where": space.Where, "need_bytes": space.Need, "have_bytes": space.Have, "inodes_used_up": space.Inodes}
 	}
 	var conflict *deploy.ConflictError
 	if errors.As(err, &conflict) {
