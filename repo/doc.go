@@ -19,6 +19,7 @@
 //
 // Every handle holds the shared lock of the repository, so that nothing it has
 // stored or found is collected. A Repository may be used by several goroutines;
-// ObjectWriter and StreamWriter by one each. The package mounts nothing, and
-// garbage collection is not in it yet.
+// ObjectWriter and StreamWriter by one each. What a failed piece of work has
+// stored is removed again by its [Run]. The package mounts nothing, and garbage
+// collection of a whole repository is not in it yet.
 package repo

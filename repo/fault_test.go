@@ -51,6 +51,21 @@ func publishImage(ctx context.Context, r *repo.Repository) (string, error) {
 	return d.Hex(), r.PublishImage(ctx, d)
 }
 
+// failedRun publishes two streams, stores another one without a name, and takes
+// back what it can, one of the names too.
+func failedRun(ctx context.Context, r *repo.Repository) error {
+	run := r.Begin()
+	err := publishStream(ctx, r, "kept", 1)
+	if err == nil {
+		err = publishStream(ctx, r, "given up", 2)
+	}
+	if err == nil {
+		_, err = stream(ctx, r, pattern(70_000, 3))
+	}
+	_, undo := run.Undo(ctx, "given up")
+	return errors.Join(err, undo)
+}
+
 var steps = []step{
 	{
 		name: "object",
@@ -131,6 +146,17 @@ var steps = []step{
 		},
 		done: func(r *repo.Repository) error {
 			_, err := r.ResolveImage("refs/cfsboot/id/plain")
+			return err
+		},
+	},
+	{
+		name: "failed run",
+		run:  failedRun,
+		done: func(r *repo.Repository) error {
+			_, err := r.LookupStream("kept")
+			if _, gone := r.LookupStream("given up"); !errors.Is(gone, repo.ErrNotFound) {
+				err = errors.Join(err, fmt.Errorf("the name was not given up: %w", gone))
+			}
 			return err
 		},
 	},
@@ -252,6 +278,7 @@ func (s step) survivesFault(t *testing.T, n int) bool {
 	if !errors.Is(err, errno) {
 		t.Fatalf("%s: got %v, want %v", when, err, errno)
 	}
+	must(t, r.Close())
 	s.soundAfterPowerLoss(t, fs, when)
 	s.sound(t, fs, when)
 	return true

@@ -231,6 +231,9 @@ func (r *Repository) mayWrite(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	if r.unlocked.Load() {
+		return &LockedError{Path: r.dir.Path(), PID: lockHolder(r.dir)}
+	}
 	return r.readOnly
 }
 
@@ -253,6 +256,9 @@ func (r *Repository) putBytes(d fsverity.Digest, data []byte) (_ Method, err err
 			return r.stored(d, AlreadyPresent, int64(len(data)), err)
 		}
 		replace = true
+	}
+	if err := r.take(int64(len(data))); err != nil {
+		return 0, err
 	}
 	t, err := r.temp()
 	if err != nil {
@@ -314,7 +320,10 @@ func (r *Repository) link(t *durable.Temp, d fsverity.Digest, size int64, m Meth
 	}
 	r.log.Warn("replaced a damaged object", "digest", d.String())
 	r.stats.repaired.Add(1)
-	return r.stored(d, m, size, nil)
+	r.order.touch(levelObjects)
+	r.known.add(d, false) // it was there before: nobody's to take back
+	r.stats.add(m, size)
+	return m, nil
 }
 
 func (r *Repository) stored(d fsverity.Digest, m Method, size int64, err error) (Method, error) {
@@ -322,7 +331,7 @@ func (r *Repository) stored(d fsverity.Digest, m Method, size int64, err error) 
 		return 0, err
 	}
 	r.order.touch(levelObjects) // first: who finds it known relies on a sync before its name
-	r.known.add(d)
+	r.known.add(d, m != AlreadyPresent)
 	r.stats.add(m, size)
 	return m, nil
 }

@@ -104,6 +104,9 @@ func (w *ObjectWriter) append(p []byte) (err error) {
 			w.hasher = w.r.getHasher()
 		}
 	}
+	if err := w.r.take(int64(len(p))); err != nil {
+		return err
+	}
 	if _, err := w.temp.Write(p); err != nil {
 		return err
 	}

@@ -20,7 +20,11 @@ type Options struct {
 	Algorithm     fsverity.Algorithm // expected; 0 accepts what the repository has
 	RequireVerity bool               // refuse an insecure repository
 	LockWait      time.Duration      // how long to wait for garbage collection elsewhere
-	Logger        *slog.Logger       // nil discards
+	// KeepFree is how many bytes of the file system objects leave free; storing one
+	// fails with a *durable.SpaceError before. 0: 64 MiB and 1024 inodes, but at
+	// most an eighth of what there is; negative: none.
+	KeepFree int64
+	Logger   *slog.Logger // nil discards
 }
 
 // Repository is an open repository.
@@ -38,6 +42,11 @@ type Repository struct {
 	hashers sync.Pool
 	order   order
 	stats   stats
+	room    room
+	runs    runs
+	// unlocked is set when the shared lock was lost on the way to the exclusive one
+	// and could not be had again: then nothing protects what is stored.
+	unlocked atomic.Bool
 }
 
 // Open opens the repository in dir and takes its shared lock. The caller keeps
@@ -51,7 +60,7 @@ func Open(ctx context.Context, dir *durable.Dir, opts Options) (*Repository, err
 	if err != nil {
 		return nil, err
 	}
-	r := &Repository{dir: own, log: opts.Logger}
+	r := &Repository{dir: own, log: opts.Logger, room: room{keep: opts.KeepFree}}
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)
 	}
@@ -184,10 +193,14 @@ func subDir(parent *durable.Dir, name string, create bool) (*durable.Dir, error)
 // objects apart and keep the set small.
 type knownSet struct {
 	mu  sync.RWMutex
-	set map[[32]byte]struct{}
+	set map[objectKey]uint32 // 0 for what was found, else the period in which it was stored
+	// period counts from 1; what was stored before the first Begin has period 0, too.
+	period uint32
 }
 
-func knownKey(d fsverity.Digest) (k [32]byte) {
+type objectKey [32]byte
+
+func knownKey(d fsverity.Digest) (k objectKey) {
 	copy(k[:], d.Raw())
 	return k
 }
@@ -199,11 +212,42 @@ func (s *knownSet) has(d fsverity.Digest) bool {
 	return ok
 }
 
-func (s *knownSet) add(d fsverity.Digest) {
+func (s *knownSet) add(d fsverity.Digest, made bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.set == nil {
-		s.set = make(map[[32]byte]struct{})
+		s.set = make(map[objectKey]uint32)
 	}
-	s.set[knownKey(d)] = struct{}{}
+	k := knownKey(d)
+	if made {
+		s.set[k] = s.period
+	} else if _, ok := s.set[k]; !ok { // two goroutines may store the same object
+		s.set[k] = 0
+	}
+}
+
+// nextPeriod begins a period.
+func (s *knownSet) nextPeriod() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.period++
+}
+
+// made returns what was stored in this period.
+func (s *knownSet) made() map[objectKey]struct{} {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	made := map[objectKey]struct{}{}
+	for k, period := range s.set {
+		if period == s.period && period != 0 {
+			made[k] = struct{}{}
+		}
+	}
+	return made
+}
+
+func (s *knownSet) forget() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.set = nil
 }

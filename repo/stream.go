@@ -54,12 +54,24 @@ func (r *Repository) scratch() (splitstream.Temp, error) {
 	if err != nil {
 		return nil, err
 	}
-	return scratch{t}, nil
+	return scratch{t, r}, nil
 }
 
-type scratch struct{ *durable.Temp }
+type scratch struct {
+	temp *durable.Temp
+	r    *Repository
+}
 
-func (s scratch) Close() error { return s.Discard() }
+func (s scratch) Write(p []byte) (int, error) {
+	if err := s.r.take(int64(len(p))); err != nil {
+		return 0, err
+	}
+	return s.temp.Write(p)
+}
+
+func (s scratch) ReadAt(p []byte, offset int64) (int, error) { return s.temp.ReadAt(p, offset) }
+
+func (s scratch) Close() error { return s.temp.Discard() }
 
 // PublishStream makes name, one path component, the splitstream d, which must be
 // stored. All objects stored before are durable first. A stream of that name is

@@ -2,6 +2,7 @@ package repo
 
 import (
 	"context"
+	"fmt"
 	"sync"
 )
 
@@ -14,6 +15,9 @@ type order struct {
 	synced  [levels]uint64
 	// one lets a single goroutine sync; the others find the work done.
 	one sync.Mutex
+	// broken is the error of a sync. It is told once only, and what was not written
+	// by then never is, so that no later sync of this handle may succeed.
+	broken error
 }
 
 type level int
@@ -60,7 +64,11 @@ func (r *Repository) settle(upTo level) error {
 	if !dirty {
 		return nil
 	}
+	if r.order.broken != nil {
+		return fmt.Errorf("an earlier sync failed: %w", r.order.broken)
+	}
 	if err := r.dir.SyncFS(); err != nil {
+		r.order.broken = err
 		return err
 	}
 	r.order.mu.Lock()

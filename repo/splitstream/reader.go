@@ -94,6 +94,15 @@ func newReader(src io.ReaderAt, size int64, a fsverity.Algorithm, want *ContentT
 	return r, nil
 }
 
+// Sniff says whether a file that begins with these bytes, at least 32 of a longer
+// one, is meant to be a splitstream, in either layout of the header.
+func Sniff(head []byte) bool {
+	at := func(offset int) bool {
+		return len(head) >= offset+len(magic) && string(head[offset:offset+len(magic)]) == magic
+	}
+	return at(0) || at(magicOffsetOld)
+}
+
 // readHeader returns where the info section is.
 func readHeader(src io.ReaderAt, size int64, a fsverity.Algorithm) (span, error) {
 	var b [headerSize]byte
