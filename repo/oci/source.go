@@ -2,6 +2,7 @@ package oci
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"hash"
 	"io"
@@ -134,7 +135,8 @@ func (v *verifyReader) sizeError() error {
 	return &DigestError{Where: v.where, Want: v.desc.Digest, GotSize: v.n, WantSize: v.desc.Size}
 }
 
-// ReadBlob reads a small blob of a source as a whole. limit is in bytes.
+// ReadBlob reads a small blob of a source as a whole. limit is in bytes; where
+// begins the text of errors about the content.
 func ReadBlob(ctx context.Context, s Source, where string, d v1.Descriptor, limit int64) ([]byte, error) {
 	if err := CheckDescriptor(where, d); err != nil {
 		return nil, err
@@ -144,7 +146,7 @@ func ReadBlob(ctx context.Context, s Source, where string, d v1.Descriptor, limi
 	}
 	r, err := s.Blob(ctx, d)
 	if err != nil {
-		return nil, err
+		return nil, NameBlob(err, where)
 	}
 	defer r.Close()
 	b := make([]byte, 0, d.Size+1)
@@ -155,9 +157,20 @@ func ReadBlob(ctx context.Context, s Source, where string, d v1.Descriptor, limi
 			return b, nil
 		}
 		if err != nil {
-			return nil, err
+			return nil, NameBlob(err, where)
 		}
 	}
+}
+
+// NameBlob says in a *DigestError what the blob is. Other errors stay as they are.
+func NameBlob(err error, where string) error {
+	var d *DigestError
+	if !errors.As(err, &d) {
+		return err
+	}
+	named := *d
+	named.Where = where
+	return &named
 }
 
 // VerifyBytes checks bytes against a digest. The error is a *DigestError, or a

@@ -94,6 +94,16 @@ func markVerified(ctx context.Context, r *repo.Repository, diffID digest.Digest,
 	return mark(ctx, r, verifiedDir, diffID, stream.String())
 }
 
+// ForgetLayer removes the record that a layer was compared, after the name of the
+// layer was removed. No record is no error.
+func ForgetLayer(r *repo.Repository, diffID digest.Digest) error {
+	err := r.Dir().Remove(verifiedDir + "/" + diffID.String())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
 // PublishLayer gives an imported layer its name and remembers that it was
 // compared with its diff_id. Everything that was stored before is durable first.
 func PublishLayer(ctx context.Context, r *repo.Repository, l *Layer) error {

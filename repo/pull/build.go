@@ -91,7 +91,12 @@ func (p *puller) encode(ctx context.Context, name string, root *tree.Node) (d fs
 		return d, err
 	}
 	if err := erofs.Encode(w, root, p.format); err != nil {
-		return d, errors.Join(fmt.Errorf("make %s: %w", name, err), w.Abort())
+		err = errors.Join(err, w.Abort())
+		var unfit *erofs.TreeError
+		if errors.As(err, &unfit) { // a layer has what no image of this format can have
+			return d, &oci.FormatError{Where: "image " + p.reference, Detail: "make " + name, Err: err}
+		}
+		return d, fmt.Errorf("make %s: %w", name, err)
 	}
 	d, size, err = w.Commit()
 	return d, err

@@ -2,6 +2,7 @@ package pull
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"math"
@@ -13,7 +14,9 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/cfsboot/cfsboot/internal/durable"
 	"github.com/cfsboot/cfsboot/internal/progress"
+	"github.com/cfsboot/cfsboot/repo"
 	"github.com/cfsboot/cfsboot/repo/oci"
 )
 
@@ -95,7 +98,7 @@ func (p *puller) space(jobs []*job) error {
 			need += min(j.desc.Size, math.MaxInt64-need)
 		}
 	}
-	return p.r.Dir().Need(need)
+	return p.r.Need(need)
 }
 
 // run imports the jobs, the largest first, so that the last one to end is short.
@@ -138,6 +141,10 @@ func (p *puller) run(ctx context.Context, jobs []*job) error {
 	if err != nil {
 		// What is complete need not be fetched again. That it cannot be published
 		// now is no news: there is an error already.
+		var space *durable.SpaceError
+		if errors.As(err, &space) {
+			return err // no room to keep them
+		}
 		if perr := pub.publish(context.WithoutCancel(ctx)); perr != nil {
 			p.opts.Logger.Debug("complete layers get no name", "error", perr)
 		}
@@ -166,7 +173,7 @@ func (p *puller) layer(ctx context.Context, j *job) (fetched bool, err error) {
 	}
 	name := fmt.Sprintf("layer %d of %d %.12s", j.index+1, len(p.img.Manifest.Layers), j.diffID.Encoded())
 	counter := progress.NewCounter(p.opts.Progress, progress.Start{Component: name, Unit: progress.Bytes, Total: j.desc.Size}, progressStep)
-	defer func() { counter.End(err) }()
+	defer func() { counter.End(ended(ctx, err)) }()
 	blob, err := p.src.Blob(ctx, j.desc)
 	if err != nil {
 		return false, err
@@ -176,6 +183,15 @@ func (p *puller) layer(ctx context.Context, j *job) (fetched bool, err error) {
 	j.layer, err = oci.ImportLayer(ctx, p.r, r, j.diffID)
 	p.bytes.Add(counter.Done())
 	return true, err
+}
+
+// ended is what is said about a layer that did not come to its end: nothing but
+// that it was stopped, if another layer is to blame.
+func ended(ctx context.Context, err error) error {
+	if err != nil && ctx.Err() != nil {
+		return context.Canceled
+	}
+	return err
 }
 
 type countingReader struct {
@@ -218,7 +234,12 @@ func (q *publisher) publish(ctx context.Context) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for len(q.waiting) > 0 {
-		if err := oci.PublishLayer(ctx, q.p.r, q.waiting[0]); err != nil {
+		l := q.waiting[0]
+		name := oci.LayerStream(l.DiffID)
+		if _, err := q.p.r.LookupStream(name); errors.Is(err, repo.ErrNotFound) {
+			q.p.named[name] = l.DiffID
+		}
+		if err := oci.PublishLayer(ctx, q.p.r, l); err != nil {
 			return err
 		}
 		q.waiting = q.waiting[1:]

@@ -7,10 +7,12 @@
 // The result is a keyring.Verified: what is mounted or deployed is named by it,
 // never by looking the tag up again.
 //
-// A pull that is interrupted leaves no name for anything incomplete. Layers that
-// were complete keep their names if there was time to make them durable, and the
-// next pull does not fetch them again. Layers that another tool imported are
-// compared with their diff_id before they are used.
+// A pull that fails leaves no name for anything incomplete, and the objects that
+// it stored and to which no name leads are removed again, unless another process
+// uses the repository. Layers that were complete keep their names if there was
+// time to make them durable, and the next pull does not fetch them again; not so
+// where the file system is full, because they would keep it full. Layers that
+// another tool imported are compared with their diff_id before they are used.
 //
 // Several pulls may run at the same time, on one repository too.
 package pull
@@ -20,13 +22,16 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"runtime"
+	"slices"
 	"sync/atomic"
 
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/cfsboot/cfsboot/erofs"
+	"github.com/cfsboot/cfsboot/internal/durable"
 	"github.com/cfsboot/cfsboot/internal/progress"
 	"github.com/cfsboot/cfsboot/keyring"
 	"github.com/cfsboot/cfsboot/repo"
@@ -82,11 +87,48 @@ func (s Stats) String() string {
 // delivers; *tree.RequiredError and those of bootimage.Transform for an image
 // that cannot be made (nothing is tagged then); *keyring.PolicyError;
 // *durable.SpaceError, where possible before anything is fetched.
+//
+// Objects must not be stored through r from elsewhere meanwhile, but by other
+// pulls.
 func Pull(ctx context.Context, r *repo.Repository, src oci.Source, opts Options) (*Result, error) {
 	p, err := newPuller(r, src, opts)
 	if err != nil {
 		return nil, err
 	}
+	run := r.Begin()
+	res, err := p.pull(ctx)
+	p.end(context.WithoutCancel(ctx), run, err)
+	return res, err
+}
+
+// end takes back what a pull that failed has stored.
+func (p *puller) end(ctx context.Context, run *repo.Run, failed error) {
+	var removed repo.Removed
+	var err error
+	var space *durable.SpaceError
+	switch {
+	case failed == nil:
+		removed, err = run.Keep(ctx)
+	case errors.As(failed, &space):
+		removed, err = run.Undo(ctx, slices.Sorted(maps.Keys(p.named))...)
+	default:
+		removed, err = run.Undo(ctx)
+	}
+	for _, name := range removed.Streams {
+		err = errors.Join(err, oci.ForgetLayer(p.r, p.named[name]))
+	}
+	if removed.Objects > 0 {
+		progress.Report(p.opts.Progress, progress.Message{Text: fmt.Sprintf(
+			"what the failed pull has stored is removed again: %d objects, %s", removed.Objects, progress.FormatSize(removed.Bytes, 1))})
+	}
+	if err != nil {
+		// Nothing is wrong with what stays, and there is an error to tell already.
+		p.opts.Logger.Warn("what a failed pull has stored stays until garbage collection", "error", err)
+	}
+}
+
+func (p *puller) pull(ctx context.Context) (*Result, error) {
+	r := p.r
 	before := r.Stats()
 	if err := p.resolve(ctx); err != nil {
 		return nil, err
@@ -129,10 +171,15 @@ type puller struct {
 	img     *oci.Image // filled in step by step
 	index   digest.Digest
 	fetched int
-	present int
-	bytes   atomic.Int64
-	inline  atomic.Int64 // bytes of fetched layers in splitstreams
-	memory  atomic.Int64 // bytes that the entries of all layers take
+	// reference is the image as the user named it.
+	reference string
+	present   int
+	bytes     atomic.Int64
+	inline    atomic.Int64 // bytes of fetched layers in splitstreams
+	memory    atomic.Int64 // bytes that the entries of all layers take
+	// named are the streams of layers that had none before this pull, with their
+	// diff_ids. It belongs to the publisher while there is one.
+	named map[string]digest.Digest
 }
 
 // newPuller checks everything that needs no source.
@@ -157,7 +204,7 @@ func newPuller(r *repo.Repository, src oci.Source, opts Options) (*puller, error
 	if err := r.Writable(); err != nil {
 		return nil, err // it names the repository
 	}
-	p := &puller{r: r, src: src, opts: opts, format: oci.DefaultFormat(r)}
+	p := &puller{r: r, src: src, opts: opts, format: oci.DefaultFormat(r), named: map[string]digest.Digest{}}
 	if p.format != erofs.V1 {
 		return nil, fmt.Errorf("repository %q has image format %d: %w", r.Path(), p.format, erofs.ErrVersion)
 	}
@@ -175,7 +222,8 @@ func (p *puller) resolve(ctx context.Context) error {
 	}
 	d := res.Descriptor.Digest
 	where := "manifest " + d.String()
-	if err := oci.VerifyBytes(where, res.Manifest, d); err != nil {
+	p.reference = res.Reference
+	if err := oci.VerifyBytes("manifest of "+res.Reference, res.Manifest, d); err != nil {
 		return err
 	}
 	p.index = res.IndexDigest
@@ -209,8 +257,8 @@ func (p *puller) config(ctx context.Context) error {
 	}
 	desc := p.img.Manifest.Config
 	where := "config " + desc.Digest.String()
-	if p.img.ConfigJSON, err = oci.ReadBlob(ctx, p.src, where, desc, oci.MaxConfigSize); err != nil {
-		return fmt.Errorf("read config: %w", err)
+	if p.img.ConfigJSON, err = oci.ReadBlob(ctx, p.src, "config of "+p.reference, desc, oci.MaxConfigSize); err != nil {
+		return err
 	}
 	p.img.ConfigDigest = desc.Digest
 	p.img.Config, err = oci.ParseConfig(where, p.img.ConfigJSON, &p.img.Manifest)

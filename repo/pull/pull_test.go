@@ -110,6 +110,17 @@ func tarLayer(t testing.TB, h tar.Header) ocitest.Layer {
 	return ocitest.Layer{Tar: b.Bytes(), Compression: ocitest.Gzip}
 }
 
+// linkLayer has a symbolic link.
+func linkLayer(t testing.TB, target string) ocitest.Layer {
+	t.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	if err := errors.Join(w.WriteHeader(&tar.Header{Name: "usr/l", Typeflag: tar.TypeSymlink, Linkname: target}), w.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return ocitest.Layer{Tar: b.Bytes()}
+}
+
 // bootable is an image of two layers.
 func bootable(t testing.TB) *ocitest.Image {
 	t.Helper()
@@ -489,9 +500,9 @@ func TestBadSources(t *testing.T) {
 		want any
 		text string
 	}{
-		{"config cut", fault(config, cut), new(*oci.DigestError), "read config: blob sha256:"},
+		{"config cut", fault(config, cut), new(*oci.DigestError), "config of test:image sha256:"},
 		{"config grown", fault(config, grow), new(*oci.DigestError), "at least"},
-		{"config changed", fault(config, flip), new(*oci.DigestError), "got digest"},
+		{"config changed", fault(config, flip), new(*oci.DigestError), "config of test:image: got digest"},
 		{"layer cut", fault(base, cut), new(*oci.DigestError), "layer 1 of 2"},
 		{"layer grown", fault(base, grow), new(*oci.DigestError), "layer 1 of 2"},
 		{"layer changed", fault(top, flip), nil, "layer 2 of 2"},
@@ -501,6 +512,7 @@ func TestBadSources(t *testing.T) {
 		{"layer that is no tar", layers(ocitest.Layer{Tar: bytes.Repeat([]byte("no tar "), 1000)}), new(*oci.FormatError), "invalid tar header"},
 		{"layer with .. in a name", layers(osLayer(""), tarLayer(t, tar.Header{Name: "usr/../../etc/passwd", Typeflag: tar.TypeReg})), new(*oci.FormatError), `entry "usr/../../etc/passwd"`},
 		{"layer with a sparse member", layers(osLayer(""), tarLayer(t, tar.Header{Name: "usr/big", Typeflag: tar.TypeGNUSparse, Format: tar.FormatGNU})), new(*oci.FormatError), "sparse"},
+		{"symbolic link with a long target", layers(osLayer(""), linkLayer(t, strings.Repeat("t", 5000))), new(*oci.FormatError), `target of "/usr/l": 5000 bytes`},
 		{"config size differs", edited(func(m *v1.Manifest) { m.Config.Size++ }), new(*oci.DigestError), "bytes"},
 		{"config too large", edited(func(m *v1.Manifest) { m.Config.Size = 1 << 40 }), new(*oci.FormatError), "limit"},
 		{"layer larger than the disk", edited(func(m *v1.Manifest) { m.Layers[1].Size = 1 << 60 }), new(*durable.SpaceError), "no space"},

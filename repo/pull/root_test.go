@@ -124,7 +124,7 @@ func TestRootReadOnlyPull(t *testing.T) {
 func TestRootFullDisk(t *testing.T) {
 	at := needKernel(t)
 	img := bootable(t)
-	for _, size := range []string{"size=4m", "size=17m"} { // below the reserve; above it, but filled below
+	for _, size := range []string{"size=4m", "size=20m"} { // below the reserve; above it, but filled below
 		if err := unix.Mount("tmpfs", at, "tmpfs", 0, size+",mode=755"); err != nil {
 			t.Fatal(err)
 		}
@@ -148,7 +148,7 @@ func TestRootFullDisk(t *testing.T) {
 			}
 			defer r.Close()
 			src := &ocitest.Source{Image: img}
-			if size == "size=17m" {
+			if size == "size=20m" {
 				src.Fault = fillDisk(t, at)
 			}
 			_, err = pull.Pull(t.Context(), r, src, options("os", true))
