@@ -69,7 +69,8 @@ var classes = []class{
 		return is[*fsverity.MismatchError](err) || is[*erofs.FormatError](err) || is[*splitstream.FormatError](err) || is[*oci.DigestError](err) || is[*esp.VerifyError](err) ||
 			is[*oci.FormatError](err) || is[*tree.EntryError](err) || is[*bootimage.FileError](err)
 	}, "the data is not what its name or format says, and nothing of it was used: run the command again; if it stays so, tell who publishes the image"},
-	{"layout", 1, isLayout, "check the directory and the tag"},
+	{"layout", 1, is[*remote.LayoutError], "check the directory and the tag"},
+	{"network", 5, func(err error) bool { return errors.Is(err, remote.ErrPlainHTTP) }, "--insecure-http allows it: then anyone on the way can read and change what is fetched"},
 	{"network", 5, is[*remote.Error], "check the reference, the network and the credentials; a repeated run keeps what is complete"},
 	{"unsupported", 1, func(err error) bool { return errors.Is(err, errors.ErrUnsupported) }, ""},
 	{"not-found", 1, func(err error) bool { return errors.Is(err, fs.ErrNotExist) }, ""},
@@ -120,12 +121,6 @@ func (e *env) fail(err error) int {
 		fmt.Fprintf(e.stderr, "cfsboot: %s\n", c.advice)
 	}
 	return c.exit
-}
-
-// isLayout is an OCI layout that cannot be read, or has no such image: the network has no part in it.
-func isLayout(err error) bool {
-	var e *remote.Error
-	return errors.As(err, &e) && strings.HasPrefix(e.Ref, "oci:")
 }
 
 // oneLine is the text of an error without the line breaks that joined errors have.

@@ -124,7 +124,7 @@ func findCredentials(files []string, explicit bool, host, path string) (credenti
 		key, entry, ok := af.match(host, path)
 		if !ok {
 			if helper := af.helper(host); helper != "" {
-				c.skipped = append(c.skipped, fmt.Sprintf("%s names the credential helper %q, which is not supported", f, helper))
+				c.skipped = append(c.skipped, fmt.Sprintf("%s names the credential helper %q, and helpers are not run", f, helper))
 			}
 			continue
 		}

@@ -41,8 +41,9 @@ type blob struct {
 	ctx    context.Context // of the call of Blob
 	desc   v1.Descriptor
 	body   io.ReadCloser
-	n      int64 // bytes handed out
-	tries  int   // repetitions since the last progress
+	host   string // that sends it
+	n      int64  // bytes handed out
+	again  repeater
 	tryAt  int64 // n at the last repetition
 	closed bool
 }
@@ -65,7 +66,7 @@ func (b *blob) request() error {
 	if err := b.skip(resp); err != nil {
 		return errors.Join(err, resp.Body.Close())
 	}
-	b.body = resp.Body
+	b.body, b.host = resp.Body, resp.Request.URL.Host
 	return nil
 }
 
@@ -100,31 +101,23 @@ func (b *blob) Read(p []byte) (int, error) {
 		if err == nil || oci.IsEOF(err) {
 			return 0, err
 		}
-		if err := b.again(err); err != nil {
+		if err := b.resume(err); err != nil {
 			return 0, err
 		}
 	}
 }
 
-// again continues after the connection broke, or says why not.
-func (b *blob) again(cause error) error {
-	if b.ctx.Err() != nil {
-		return b.s.fail(b.ctx, b.op(), b.n, cause)
-	}
+// resume continues after the connection broke, or says why not.
+func (b *blob) resume(cause error) error {
 	if b.n-b.tryAt >= progressForRetry {
-		b.tries = 0
+		b.again = repeater{}
 	}
 	b.tryAt = b.n
-	if b.tries >= b.s.opts.Retries {
-		return b.s.fail(b.ctx, b.op(), b.n, fmt.Errorf("connection broke off: %w", cause))
-	}
-	delay := backoff(b.s.opts.RetryDelay, b.tries)
-	b.tries++
 	_ = b.body.Close() // it is broken
-	b.s.opts.Logger.Debug("continue blob", "digest", b.desc.Digest, "offset", b.n, "cause", hideURL(cause), "delay", delay)
-	if err := sleep(b.ctx, delay); err != nil {
+	if err := b.again.wait(b.ctx, b.s, b.host, cause); err != nil {
 		return b.s.fail(b.ctx, b.op(), b.n, err)
 	}
+	b.s.opts.Logger.Debug("continue blob", "digest", b.desc.Digest, "offset", b.n)
 	return b.request()
 }
 

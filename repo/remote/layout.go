@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"slices"
 
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -31,11 +32,11 @@ func openLayout(typed string, ref reference, opts Options) (*layout, error) {
 		err = fmt.Errorf("%s is not a directory (an OCI archive is not supported)", ref.path)
 	}
 	if err != nil {
-		return nil, &Error{Ref: typed, Op: "open layout", Err: err}
+		return nil, &LayoutError{Ref: typed, Op: "open layout", Err: err}
 	}
 	dir, err := durable.OpenDir(ref.path)
 	if err != nil {
-		return nil, &Error{Ref: typed, Op: "open layout", Err: err}
+		return nil, &LayoutError{Ref: typed, Op: "open layout", Err: err}
 	}
 	return &layout{typed: typed, ref: ref, want: opts.Platform, dir: dir}, nil
 }
@@ -46,7 +47,7 @@ func (l *layout) Close() error { return l.dir.Close() }
 func (l *layout) Resolve(ctx context.Context) (oci.Resolved, error) {
 	b, err := l.dir.ReadFile("index.json", oci.MaxManifestSize)
 	if err != nil {
-		return oci.Resolved{}, &Error{Ref: l.typed, Op: "read index.json", Err: err}
+		return oci.Resolved{}, &LayoutError{Ref: l.typed, Op: "read index.json", Err: err}
 	}
 	where := l.typed
 	var index v1.Index
@@ -62,7 +63,10 @@ func (l *layout) Resolve(ctx context.Context) (oci.Resolved, error) {
 			}
 		}
 		if len(candidates) == 0 {
-			return oci.Resolved{}, &Error{Ref: l.typed, Op: "read index.json", Err: fmt.Errorf("no image is tagged %q: %w", l.ref.tag, fs.ErrNotExist)}
+			return oci.Resolved{}, &LayoutError{
+				Ref: l.typed, Op: "read index.json", Tags: tags(index.Manifests),
+				Err: fmt.Errorf("no image is tagged %q: %w", l.ref.tag, fs.ErrNotExist),
+			}
 		}
 	}
 	c := chooser{f: l, where: where, want: l.want}
@@ -78,6 +82,21 @@ func (l *layout) Resolve(ctx context.Context) (oci.Resolved, error) {
 	return res, err
 }
 
+// tags lists the tags of an index, each once, in its order.
+func tags(list []v1.Descriptor) []string {
+	var out []string
+	for _, d := range list {
+		tag := d.Annotations[v1.AnnotationRefName]
+		if tag != "" && len(out) < maxTags && !slices.Contains(out, tag) {
+			out = append(out, shorten(tag, 100))
+		}
+	}
+	return out
+}
+
+// maxTags is how many tags an error lists.
+const maxTags = 10
+
 func (l *layout) fetchManifest(ctx context.Context, d v1.Descriptor) ([]byte, error) {
 	where := "manifest " + d.Digest.String()
 	if err := oci.CheckDescriptor(where, d); err != nil {
@@ -86,12 +105,14 @@ func (l *layout) fetchManifest(ctx context.Context, d v1.Descriptor) ([]byte, er
 	if d.Size > oci.MaxManifestSize {
 		return nil, &oci.FormatError{Where: where, Detail: fmt.Sprintf("%d bytes, limit %d bytes", d.Size, oci.MaxManifestSize)}
 	}
+	of := "manifest of " + l.typed
 	r, err := l.Blob(ctx, d)
 	if err != nil {
-		return nil, err
+		return nil, oci.NameBlob(err, of)
 	}
 	defer r.Close()
-	return io.ReadAll(r)
+	b, err := io.ReadAll(r)
+	return b, oci.NameBlob(err, of)
 }
 
 // Blob opens a file of blobs/. Symbolic links are refused: a layout that comes
@@ -103,14 +124,14 @@ func (l *layout) Blob(ctx context.Context, d v1.Descriptor) (io.ReadCloser, erro
 	op := "read blob " + d.Digest.String()
 	f, err := l.dir.Open("blobs/" + d.Digest.Algorithm().String() + "/" + d.Digest.Encoded())
 	if err != nil {
-		return nil, &Error{Ref: l.typed, Op: op, Err: err}
+		return nil, &LayoutError{Ref: l.typed, Op: op, Err: err}
 	}
 	st, err := f.Stat()
 	if err == nil && !st.Mode().IsRegular() {
 		err = fmt.Errorf("got a file of type %v, want a regular file", st.Mode().Type())
 	}
 	if err != nil {
-		return nil, &Error{Ref: l.typed, Op: op, Err: errors.Join(err, f.Close())}
+		return nil, &LayoutError{Ref: l.typed, Op: op, Err: errors.Join(err, f.Close())}
 	}
 	if st.Size() != d.Size {
 		return nil, errors.Join(&oci.DigestError{Where: "blob", Want: d.Digest, GotSize: st.Size(), WantSize: d.Size}, f.Close())

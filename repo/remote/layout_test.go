@@ -95,7 +95,7 @@ func TestLayout(t *testing.T) {
 	}{
 		{name: "single, no tag", index: []v1.Descriptor{a}, want: a.Digest},
 		{name: "tag given", suffix: ":v1", index: []v1.Descriptor{tagged(b, "v0", nil), tagged(a, "v1", nil)}, want: a.Digest},
-		{name: "tag missing", suffix: ":v2", index: []v1.Descriptor{tagged(a, "v1", nil)}, err: new(*remote.Error), text: `tagged "v2"`},
+		{name: "tag missing", suffix: ":v2", index: []v1.Descriptor{tagged(a, "v1", nil), tagged(b, "v1", nil), a, tagged(b, "v3", nil)}, err: new(*remote.LayoutError), text: `tagged "v2": file does not exist; there are ["v1" "v3"]`},
 		{name: "platform in the descriptor", index: []v1.Descriptor{tagged(b, "", &arm64), tagged(a, "", &amd64)}, want: a.Digest},
 		{name: "platform from the config", index: []v1.Descriptor{b, a}, want: a.Digest},
 		{name: "other platform only", index: []v1.Descriptor{b}, err: new(*oci.PlatformError), text: "linux/arm64"},
@@ -138,7 +138,7 @@ func TestLayoutDamage(t *testing.T) {
 				t.Fatal(err)
 			}
 			var digestError *oci.DigestError
-			var remoteError *remote.Error
+			var layoutError *remote.LayoutError
 			var want any = &digestError
 			switch damage {
 			case "flip":
@@ -150,23 +150,27 @@ func TestLayoutDamage(t *testing.T) {
 			case "grow":
 				err = os.WriteFile(path, append(b[:len(b):len(b)], ' '), 0o644)
 			case "gone":
-				want = &remoteError
+				want = &layoutError
 			case "symlink":
 				other := filepath.Join(t.TempDir(), "elsewhere")
 				err = errors.Join(os.WriteFile(other, b, 0o644), os.Symlink(other, path))
-				want = &remoteError
+				want = &layoutError
 			case "fifo":
 				err = syscall.Mkfifo(path, 0o644)
-				want = &remoteError
+				want = &layoutError
 			case "directory":
 				err = os.Mkdir(path, 0o755)
-				want = &remoteError
+				want = &layoutError
 			}
 			if err != nil {
 				t.Fatal(err)
 			}
-			if _, err := l.pull(""); !errors.As(err, want) {
+			_, err = l.pull("")
+			if !errors.As(err, want) {
 				t.Errorf("%s %s: got %v, want %T", what, damage, err, want)
+			}
+			if named := map[string]string{"manifest": "manifest of oci:" + l.dir, "config": "config"}[what]; errors.As(err, &digestError) && !strings.HasPrefix(err.Error(), named) {
+				t.Errorf("%s %s: got %v, want %q first", what, damage, err, named)
 			}
 		}
 	}
@@ -189,7 +193,7 @@ func TestLayoutBadIndex(t *testing.T) {
 		}
 	}
 	l := newLayout(t)
-	var e *remote.Error
+	var e *remote.LayoutError
 	if _, err := l.pull(""); !errors.As(err, &e) {
 		t.Errorf("no index.json: %v", err)
 	}

@@ -123,7 +123,7 @@ func (s *registry) fetchManifest(ctx context.Context, d v1.Descriptor) ([]byte, 
 		return nil, err
 	}
 	if int64(len(b)) != d.Size {
-		return nil, &oci.DigestError{Where: "manifest", Want: d.Digest, GotSize: int64(len(b)), WantSize: d.Size}
+		return nil, &oci.DigestError{Where: "manifest of " + s.typed, Want: d.Digest, GotSize: int64(len(b)), WantSize: d.Size}
 	}
 	return b, nil
 }
@@ -132,19 +132,15 @@ func (s *registry) fetchManifest(ctx context.Context, d v1.Descriptor) ([]byte, 
 // for a tag, against what the registry says.
 func (s *registry) manifest(ctx context.Context, id string, want digest.Digest) ([]byte, string, error) {
 	op := "read manifest " + id
-	where := "manifest " + id
+	where := "manifest of " + s.typed
 	if want != "" {
 		if err := oci.CheckDescriptor(where, v1.Descriptor{Digest: want}); err != nil {
 			return nil, "", err
 		}
 	}
-	resp, err := s.get(withDeadline(ctx), op, s.url("manifests", id), http.Header{"Accept": {acceptManifests}}, http.StatusOK)
+	b, header, err := s.read(withDeadline(ctx), op, s.url("manifests", id), http.Header{"Accept": {acceptManifests}}, oci.MaxManifestSize+1)
 	if err != nil {
 		return nil, "", err
-	}
-	b, err := io.ReadAll(io.LimitReader(resp.Body, oci.MaxManifestSize+1))
-	if err := errors.Join(err, resp.Body.Close()); err != nil {
-		return nil, "", s.fail(ctx, op, 0, err)
 	}
 	if len(b) > oci.MaxManifestSize {
 		return nil, "", &oci.FormatError{Where: where, Detail: fmt.Sprintf("more than %d bytes", oci.MaxManifestSize)}
@@ -152,15 +148,56 @@ func (s *registry) manifest(ctx context.Context, id string, want digest.Digest) 
 	if want == "" {
 		// Trust for a tag comes from TLS alone, but bytes that are not what the
 		// registry itself says were damaged on the way.
-		want = digest.Digest(resp.Header.Get("Docker-Content-Digest"))
+		want = digest.Digest(header.Get("Docker-Content-Digest"))
 	}
 	if want != "" {
 		if err := oci.VerifyBytes(where, b, want); err != nil {
 			return nil, "", err
 		}
 	}
-	mediaType, _, _ := strings.Cut(resp.Header.Get("Content-Type"), ";")
+	mediaType, _, _ := strings.Cut(header.Get("Content-Type"), ";")
 	return b, strings.TrimSpace(mediaType), nil
+}
+
+// read returns a small answer, at most limit bytes of it, and its header. An answer
+// that breaks off is asked for again.
+func (s *registry) read(ctx context.Context, op, u string, header http.Header, limit int64) ([]byte, http.Header, error) {
+	var again repeater
+	for {
+		resp, err := s.get(ctx, op, u, header, http.StatusOK)
+		if err != nil {
+			return nil, nil, err
+		}
+		b, err := io.ReadAll(io.LimitReader(resp.Body, limit))
+		if err = errors.Join(err, resp.Body.Close()); err == nil {
+			return b, resp.Header, nil
+		}
+		if err := again.wait(ctx, s, resp.Request.URL.Host, err); err != nil {
+			return nil, nil, s.fail(ctx, op, 0, err)
+		}
+	}
+}
+
+// repeater counts the repetitions of one transfer that broke off.
+type repeater struct{ tries, stalls int }
+
+// wait sleeps before the next repetition, or returns why there is none: the number
+// of attempts, or a second time that nothing arrived, since a registry that is
+// silent is not given five times the time-out.
+func (c *repeater) wait(ctx context.Context, s *registry, host string, cause error) error {
+	if ctx.Err() != nil {
+		return cause
+	}
+	if isTimeout(cause) || errors.Is(cause, errStalled) {
+		c.stalls++
+	}
+	if c.tries >= s.opts.Retries || c.stalls > 1 {
+		return fmt.Errorf("connection broke off: %w", cause)
+	}
+	delay := backoff(s.opts.RetryDelay, c.tries)
+	c.tries++
+	s.opts.announce(host, nil, fmt.Errorf("connection broke off: %w", cause), delay)
+	return sleep(ctx, delay)
 }
 
 func (s *registry) url(kind, id string) string {
@@ -205,13 +242,17 @@ func (s *registry) fail(ctx context.Context, op string, done int64, err error) e
 	if errors.As(err, &status) {
 		e.Status, e.Detail = status.StatusCode, s.scrub(errorDetail(status))
 		e.Temporary = temporaryStatus(status.StatusCode)
-		e.AuthFiles, e.AuthFilesAbsent = s.creds.tried, s.creds.absent
+		e.AuthFiles, e.AuthFilesAbsent, e.AuthRemarks = s.creds.tried, s.creds.absent, s.creds.skipped
+		var wait *waitError
+		if errors.As(err, &wait) {
+			e.RetryAfter = wait.asked
+		}
 		return e
 	}
 	e.Temporary = temporaryError(err) || errors.Is(err, errStalled)
 	e.Err = s.scrubError(hideURL(err))
 	if errors.Is(err, http.ErrSchemeMismatch) {
-		e.Err = fmt.Errorf("%w, and %w", e.Err, errPlainHTTP)
+		e.Err = fmt.Errorf("%w, and %w", e.Err, ErrPlainHTTP)
 	}
 	return e
 }

@@ -179,7 +179,7 @@ func TestPlainHTTPIsRefused(t *testing.T) {
 	o.InsecureHTTP = false
 	_, err := open(t, r.Host()+"/team/os:1", o).Resolve(t.Context())
 	var e *remote.Error
-	if !errors.As(err, &e) || !strings.Contains(err.Error(), "plain HTTP is not allowed") {
+	if !errors.As(err, &e) || !strings.Contains(err.Error(), "plain HTTP is not allowed") || !errors.Is(err, remote.ErrPlainHTTP) {
 		t.Fatalf("got %v", err)
 	}
 	for _, line := range r.Log() {
@@ -274,6 +274,14 @@ func TestFaults(t *testing.T) {
 			}
 		}
 	}
+	requests := func(kind, id string, want int) check {
+		return func(t *testing.T, r *registry.Registry, err error) {
+			t.Helper()
+			if n := r.Count(kind, id); n != want || err == nil {
+				t.Errorf("%d requests, want %d; %v", n, want, err)
+			}
+		}
+	}
 	text := func(parts ...string) check {
 		return func(t *testing.T, _ *registry.Registry, err error) {
 			t.Helper()
@@ -304,16 +312,29 @@ func TestFaults(t *testing.T) {
 		{"429 that asks for an hour", always("manifest", "", registry.Fault{Status: 429, Header: http.Header{"Retry-After": {"3600"}}}), func(t *testing.T, r *registry.Registry, err error) {
 			t.Helper()
 			status(429, true)(t, r, err)
-			if n := r.Count("manifest", "1"); n != 1 {
-				t.Errorf("%d requests, want 1", n)
-			}
+			text("read manifest 1: registry answers 429 Too Many Requests and asks to wait 1h")(t, r, err)
+			requests("manifest", "1", 1)(t, r, err)
 		}},
+		{"429 that asks for a day, at once", always("ping", "", registry.Fault{Status: 429, Body: `{"errors":[{"code":"TOOMANYREQUESTS"}]}`, Header: http.Header{"Retry-After": {"86400"}}}),
+			text("connect: registry answers 429 Too Many Requests and asks to wait 24h: TOOMANYREQUESTS")},
+		{"manifest cut once", first("manifest", "", 1, registry.Fault{CutAfter: 20}), ok(1)},
+		{"manifest cut always", always("manifest", "", registry.Fault{CutAfter: 20}), func(t *testing.T, r *registry.Registry, err error) {
+			t.Helper()
+			text("read manifest 1: connection broke off: unexpected EOF")(t, r, err)
+			requests("manifest", "1", 5)(t, r, err)
+		}},
+		{"manifest stalls once", first("manifest", "", 1, registry.Fault{HangAfter: 20}), ok(1)},
+		{"manifest stalls always", always("manifest", "", registry.Fault{HangAfter: 20}), requests("manifest", "1", 2)},
 		{"ping 503 twice", first("ping", "", 2, registry.Fault{Status: 503}), ok(1)},
 		{"blob 500 twice", first("blob", layer, 2, registry.Fault{Status: 500}), ok(3)},
 		{"blob 429 once", first("blob", layer, 1, registry.Fault{Status: 429, Header: http.Header{"Retry-After": {"0"}}}), ok(2)},
 		{"manifest hangs", always("manifest", "", registry.Fault{Hang: true}), text("read manifest 1", "timeout")},
 		{"blob hangs", always("blob", layer, registry.Fault{Hang: true}), text("read blob", "timeout")},
-		{"blob stalls always", always("blob", layer, registry.Fault{HangAfter: 1000}), text("connection broke off: no data arrives for 300ms", "bytes")},
+		{"blob stalls always", always("blob", layer, registry.Fault{HangAfter: 1000}), func(t *testing.T, r *registry.Registry, err error) {
+			t.Helper()
+			text("connection broke off: no data arrives for 300ms", "bytes")(t, r, err)
+			requests("blob", layer, 2)(t, r, err)
+		}},
 		{"blob stalls once", first("blob", layer, 1, registry.Fault{HangAfter: 100_000}), ok(2)},
 		{"blob cut once", first("blob", layer, 1, registry.Fault{CutAfter: 300_000}), ok(2)},
 		{"blob cut once, no ranges", func(k, i string, n int, _ *http.Request) *registry.Fault {
@@ -335,15 +356,15 @@ func TestFaults(t *testing.T) {
 				t.Errorf("got %v", err)
 			}
 		}},
-		{"manifest differs from its header", always("manifest", "", registry.Fault{Replace: []byte(`{"schemaVersion":2}`)}), func(t *testing.T, _ *registry.Registry, err error) {
+		{"manifest differs from its header", always("manifest", "", registry.Fault{Replace: []byte(`{"schemaVersion":2}`)}), func(t *testing.T, r *registry.Registry, err error) {
 			t.Helper()
 			var d *oci.DigestError
-			if !errors.As(err, &d) {
+			if !errors.As(err, &d) || !strings.HasPrefix(err.Error(), "manifest of "+r.Host()+"/team/os:1: got digest ") {
 				t.Errorf("got %v", err)
 			}
 		}},
 		{"redirect to HTTP", always("blob", layer, registry.Fault{Status: 307, Header: http.Header{"Location": {"http://example.invalid/x?X-Signature=1"}}}), text("refused redirect from HTTPS")},
-		{"redirect loop", always("blob", "", registry.Fault{Status: 307, Header: http.Header{"Location": {"/v2/team/os/blobs/x?X-Signature=1"}}}), text("refused redirect: more than 10")},
+		{"redirect loop", always("blob", "", registry.Fault{Status: 307, Header: http.Header{"Location": {"/v2/team/os/blobs/x?X-Signature=1"}}}), text("read blob sha256:", "refused redirect: more than 10")},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
@@ -353,8 +374,8 @@ func TestFaults(t *testing.T) {
 			tc.check(t, r, err)
 			if err != nil {
 				noSecrets(t, err.Error())
-				if strings.Contains(err.Error(), "\n") {
-					t.Errorf("error of several lines: %q", err)
+				if strings.Contains(err.Error(), "\n") || strings.Contains(err.Error(), ": :") {
+					t.Errorf("error of several lines, or with an empty part: %q", err)
 				}
 			}
 		})
@@ -400,7 +421,7 @@ func TestUnauthorizedNamesAuthFiles(t *testing.T) {
 			}
 			wrong := base64.StdEncoding.EncodeToString([]byte(user + ":wrong-password"))
 			key := map[bool]string{true: r.Host(), false: "elsewhere.example"}[strings.Contains(f, "docker")]
-			if err := os.WriteFile(p, fmt.Appendf(nil, `{"auths":{%q:{"auth":%q}}}`, key, wrong), 0o600); err != nil {
+			if err := os.WriteFile(p, fmt.Appendf(nil, `{"auths":{%q:{"auth":%q}},"credsStore":"pass"}`, key, wrong), 0o600); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -409,6 +430,9 @@ func TestUnauthorizedNamesAuthFiles(t *testing.T) {
 		if !errors.As(err, &e) || e.Status != 401 || len(e.AuthFiles) != 2 ||
 			!strings.Contains(err.Error(), home+"/.config/containers/auth.json, "+home+"/.docker/config.json") {
 			t.Errorf("token %v, wrong password: %v", token, err)
+		}
+		if want := home + `/.config/containers/auth.json names the credential helper "pass", and helpers are not run`; !strings.HasSuffix(err.Error(), "; "+want) {
+			t.Errorf("token %v: got %v, want one that ends in %q", token, err, want)
 		}
 		if strings.Contains(err.Error(), "wrong-password") {
 			t.Errorf("error shows the password: %v", err)
@@ -451,20 +475,37 @@ func (m *messages) Event(e progress.Event) {
 func TestProgressTellsAboutRepetition(t *testing.T) {
 	t.Parallel()
 	r, _ := serve(t, true)
-	r.OnRequest = func(kind, _ string, n int, _ *http.Request) *registry.Fault {
-		if kind == "manifest" && n == 0 {
+	layer := digest.FromBytes(big).String()
+	r.OnRequest = func(kind, id string, n int, _ *http.Request) *registry.Fault {
+		switch {
+		case kind == "manifest" && n == 0:
 			return &registry.Fault{Status: 503}
+		case kind == "manifest" && n == 1:
+			return &registry.Fault{CutAfter: 20}
+		case id == layer && n == 0:
+			return &registry.Fault{HangAfter: 1000}
+		case id == layer && n == 1:
+			return &registry.Fault{CutAfter: 1000}
 		}
 		return nil
 	}
 	var got []string
 	o := options(t, r)
 	o.Progress = (*messages)(&got)
-	if _, err := open(t, r.Host()+"/team/os:1", o).Resolve(t.Context()); err != nil {
+	if _, err := pull(t.Context(), open(t, r.Host()+"/team/os:1", o)); err != nil {
 		t.Fatal(err)
 	}
-	if len(got) != 1 || !strings.Contains(got[0], "answers 503 Service Unavailable; next attempt in") {
-		t.Errorf("messages %q", got)
+	want := []string{
+		"answers 503 Service Unavailable; next attempt in", "connection broke off: unexpected EOF; next attempt in",
+		"connection broke off: no data arrives for 300ms; next attempt in", "connection broke off: unexpected EOF; next attempt in",
+	}
+	if len(got) != len(want) {
+		t.Fatalf("messages %q", got)
+	}
+	for i := range want {
+		if !strings.HasPrefix(got[i], r.Host()+": "+want[i]) {
+			t.Errorf("message %q, want %q", got[i], want[i])
+		}
 	}
 }
 
@@ -637,7 +678,8 @@ func TestOpenErrors(t *testing.T) {
 	} {
 		_, err := remote.Open(t.Context(), tc.ref, tc.opts)
 		var e *remote.Error
-		if !errors.As(err, &e) || !strings.Contains(err.Error(), tc.text) {
+		var l *remote.LayoutError
+		if errors.As(err, &e) == errors.As(err, &l) || errors.As(err, &l) != strings.HasPrefix(tc.ref, "oci:") || !strings.Contains(err.Error(), tc.text) {
 			t.Errorf("%q: got %v, want %q", tc.ref, err, tc.text)
 		}
 	}

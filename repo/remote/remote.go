@@ -9,7 +9,7 @@
 // where it ended. Nothing that a registry says is trusted before its digest was
 // compared.
 //
-// Errors of this package are [*Error]; what a blob or manifest really contains
+// Errors of this package are [*Error] and [*LayoutError]; what a blob or manifest really contains
 // is reported by the types of package oci. Neither errors nor logs contain
 // credentials, tokens or the query part of a URL.
 package remote
@@ -77,7 +77,7 @@ func (o *Options) setDefaults() {
 	}
 }
 
-// Error is a failure of a registry, of the way to it, or of a layout.
+// Error is a failure of a registry or of the way to it.
 type Error struct {
 	Ref       string // the reference as the user typed it
 	Op        string // what was tried: "read manifest", "read blob sha256:…"
@@ -86,8 +86,10 @@ type Error struct {
 	Done      int64  // bytes of the blob that had arrived
 	// AuthFiles are the credentials files that were read, AuthFilesAbsent those that were looked for in vain.
 	AuthFiles, AuthFilesAbsent []string
-	Detail                     string // the registry's own words, shortened
-	Err                        error  // may be nil
+	AuthRemarks                []string      // what those files have for this registry and is not used
+	RetryAfter                 time.Duration // that the registry asks to wait, if that is longer than is waited for
+	Detail                     string        // the registry's own words, shortened
+	Err                        error         // may be nil
 }
 
 // Error is one line; see the fields.
@@ -96,6 +98,9 @@ func (e *Error) Error() string {
 	fmt.Fprintf(&b, "%s: %s", e.Ref, e.Op)
 	if e.Status != 0 {
 		fmt.Fprintf(&b, ": registry answers %s", statusText(e.Status))
+	}
+	if e.RetryAfter > 0 {
+		fmt.Fprintf(&b, " and asks to wait %s", formatWait(e.RetryAfter))
 	}
 	if e.Detail != "" {
 		b.WriteString(": " + e.Detail)
@@ -112,12 +117,47 @@ func (e *Error) Error() string {
 		} else if len(e.AuthFilesAbsent) > 0 {
 			b.WriteString("; no credentials file at " + strings.Join(e.AuthFilesAbsent, ", "))
 		}
+		for _, remark := range e.AuthRemarks {
+			b.WriteString("; " + remark)
+		}
 	}
 	return b.String()
 }
 
+// formatWait writes whole hours and minutes without what is zero.
+func formatWait(d time.Duration) string {
+	s := d.Round(time.Second).String()
+	if strings.HasSuffix(s, "m0s") {
+		s = strings.TrimSuffix(s, "0s")
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = strings.TrimSuffix(s, "0m")
+	}
+	return s
+}
+
 // Unwrap returns the cause.
 func (e *Error) Unwrap() error { return e.Err }
+
+// LayoutError is an OCI layout directory that cannot be read, or that has no such
+// image. The network has no part in it.
+type LayoutError struct {
+	Ref  string   // the reference as the user typed it
+	Op   string   // what was tried: "open layout", "read index.json"
+	Tags []string // at most 10 that exist, if another one was asked for
+	Err  error
+}
+
+func (e *LayoutError) Error() string {
+	s := fmt.Sprintf("%s: %s: %v", e.Ref, e.Op, e.Err)
+	if len(e.Tags) > 0 {
+		s += fmt.Sprintf("; there are %q", e.Tags)
+	}
+	return s
+}
+
+// Unwrap returns the cause.
+func (e *LayoutError) Unwrap() error { return e.Err }
 
 // ReferenceError is an image reference that cannot be meant.
 type ReferenceError struct {
@@ -134,7 +174,8 @@ func (e *ReferenceError) Unwrap() error { return e.Err }
 // Open prepares reading one image. ref is "docker://[HOST/]NAME[:TAG][@DIGEST]",
 // "registry:" and the same, the same without prefix, or "oci:DIR[:TAG]".
 // Nothing is contacted before Resolve. A reference that cannot be read is a
-// *ReferenceError, everything else a *Error.
+// *ReferenceError, a directory that cannot be opened a *LayoutError, everything else
+// a *Error.
 func Open(_ context.Context, ref string, opts Options) (oci.Source, error) {
 	opts.setDefaults()
 	r, err := parseReference(ref)

@@ -212,8 +212,9 @@ func readBlob(ctx context.Context, f fetcher, where string, d v1.Descriptor) ([]
 	}
 	r, err := f.Blob(ctx, d)
 	if err != nil {
-		return nil, err
+		return nil, oci.NameBlob(err, where)
 	}
 	defer r.Close()
-	return io.ReadAll(r)
+	b, err := io.ReadAll(r)
+	return b, oci.NameBlob(err, where)
 }

@@ -30,9 +30,9 @@ const (
 	maxErrorBody  = 8 << 10         // bytes of an error answer that are looked at
 )
 
-// errPlainHTTP refuses what go-containerregistry would do silently for loopback
-// and private addresses.
-var errPlainHTTP = errors.New("plain HTTP is not allowed")
+// ErrPlainHTTP refuses what go-containerregistry would do silently for loopback
+// and private addresses. Options.InsecureHTTP allows it.
+var ErrPlainHTTP = errors.New("plain HTTP is not allowed")
 
 // newTransport returns the HTTP transport of a source: time-outs, certificates,
 // no silent fallback to HTTP, repetition of failed requests. closeIdle ends the
@@ -74,7 +74,7 @@ type guard struct {
 
 func (g *guard) RoundTrip(r *http.Request) (*http.Response, error) {
 	if r.URL.Scheme != "https" && (!g.plain || r.URL.Scheme != "http") {
-		return nil, fmt.Errorf("%w (scheme %q of host %s)", errPlainHTTP, r.URL.Scheme, r.URL.Host)
+		return nil, fmt.Errorf("%w (scheme %q of host %s)", ErrPlainHTTP, r.URL.Scheme, r.URL.Host)
 	}
 	w := newWatchdog(r.Context(), g.stall)
 	resp, err := g.inner.RoundTrip(r.WithContext(w.ctx))
@@ -120,28 +120,44 @@ func (t *retryTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 		if resp != nil {
 			asked, ok := retryAfter(resp.Header.Get("Retry-After"), time.Now())
 			if ok && asked > maxRetryAfter {
-				return resp, nil
+				return nil, newWaitError(resp, asked)
 			}
 			delay = max(delay, asked)
 			_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, maxErrorBody)) // to use the connection again
 			_ = resp.Body.Close()
 		}
-		t.opts.announce(req.URL, resp, err, delay)
+		t.opts.announce(req.URL.Host, resp, err, delay)
 		if err := sleep(req.Context(), delay); err != nil {
 			return nil, err
 		}
 	}
 }
 
-func (o *Options) announce(u *url.URL, resp *http.Response, err error, delay time.Duration) {
+// waitError is an answer that asks to wait longer than is waited for.
+type waitError struct {
+	asked  time.Duration
+	answer error // a *transport.Error
+}
+
+// newWaitError reads and closes the answer.
+func newWaitError(resp *http.Response, asked time.Duration) error {
+	err := transport.CheckError(resp) // no status is wanted
+	return &waitError{asked, errors.Join(err, resp.Body.Close())}
+}
+
+func (e *waitError) Error() string { return e.answer.Error() }
+
+func (e *waitError) Unwrap() error { return e.answer }
+
+func (o *Options) announce(host string, resp *http.Response, err error, delay time.Duration) {
 	reason := ""
 	if resp != nil {
 		reason = "answers " + statusText(resp.StatusCode)
 	} else {
 		reason = hideSecrets(hideURL(err).Error())
 	}
-	o.Logger.Debug("repeat request", "host", u.Host, "reason", reason, "delay", delay)
-	progress.Report(o.Progress, progress.Message{Text: fmt.Sprintf("%s: %s; next attempt in %s", u.Host, reason, delay.Round(100*time.Millisecond))})
+	o.Logger.Debug("repeat request", "host", host, "reason", reason, "delay", delay)
+	progress.Report(o.Progress, progress.Message{Text: fmt.Sprintf("%s: %s; next attempt in %s", host, reason, delay.Round(100*time.Millisecond))})
 }
 
 // backoff doubles from base to 30 s and adds up to a quarter, so that many
@@ -203,7 +219,7 @@ func temporaryError(err error) bool {
 		op    *net.OpError
 	)
 	switch {
-	case errors.Is(err, context.Canceled), errors.Is(err, errPlainHTTP), errors.Is(err, errRedirect),
+	case errors.Is(err, context.Canceled), errors.Is(err, ErrPlainHTTP), errors.Is(err, errRedirect),
 		errors.As(err, &cert), errors.As(err, &rec), errors.As(err, &alert):
 		return false
 	case errors.As(err, &dns):
@@ -254,11 +270,11 @@ func hideURL(err error) error {
 	if !errors.As(err, &u) {
 		return err
 	}
-	host := ""
-	if parsed, perr := url.Parse(u.URL); perr == nil {
-		host = parsed.Host
+	// The target of a redirect that was refused may be relative, without a host.
+	if parsed, perr := url.Parse(u.URL); perr == nil && parsed.Host != "" {
+		return fmt.Errorf("%s: %w", parsed.Host, hideURL(u.Err))
 	}
-	return fmt.Errorf("%s: %w", host, hideURL(u.Err))
+	return hideURL(u.Err)
 }
 
 // hideSecrets removes values of Authorization headers, tokens that the registry
