@@ -3,6 +3,7 @@ package oci
 import (
 	"archive/tar"
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -146,7 +147,7 @@ func (a *archive) next(m *member) error {
 			continue
 		}
 		if err := m.parse(h, headers); err != nil {
-			a.name = m.path
+			a.name = cmp.Or(m.path, h.Name)
 			return a.fail(err)
 		}
 		a.name = m.path
@@ -218,10 +219,12 @@ func (m *member) parse(h *tar.Header, blocks []byte) error {
 		return errors.New("an old directory entry (V7), which readers understand in different ways")
 	}
 	if m.typ == tar.TypeGNUSparse || x.sparse {
-		return errors.New("a sparse member, which is not supported")
+		return errSparse
 	}
 	return m.parseFields(h, last, x)
 }
+
+var errSparse = errors.New("a sparse member, which is not supported")
 
 func override(s *string, with string) {
 	if with != "" {
@@ -309,6 +312,9 @@ func parseExtensions(blocks []byte) (extensions, header, error) {
 	seen, total := "", int64(0)
 	for n := 0; len(blocks) > blockSize; n++ {
 		h := header(blocks[:blockSize])
+		if h.typ() == tar.TypeGNUSparse || x.sparse {
+			return x, nil, errSparse // what follows is its map, which archive/tar has read
+		}
 		size, ok := extensionSize(h)
 		padded := (size + blockSize - 1) &^ (blockSize - 1)
 		if !ok || padded > int64(len(blocks)-2*blockSize) {

@@ -85,6 +85,30 @@ func pax(records ...string) string {
 	return b.String()
 }
 
+// notSparse ends the error about each form of sparse members.
+const notSparse = `entry "f": a sparse member, which is not supported`
+
+// oldSparse is a sparse member of GNU tar's own form, with this many blocks of the
+// map behind the header.
+func oldSparse(extended int) raw {
+	m := raw{name: "f", typ: 'S', magic: gnu, size: "00000000001\x00", body: "x"}
+	entry := func(offset int) string { return fmt.Sprintf("%011o\x00%011o\x00", offset, 1-extended) }
+	fields := make([]byte, 155) // of the header from byte 345
+	copy(fields[386-345:], entry(0))
+	copy(fields[483-345:], fmt.Sprintf("%011o\x00", 1000))
+	if extended > 0 {
+		for i := range 4 {
+			copy(fields[386-345+24*i:], entry(i))
+		}
+		fields[482-345] = 1
+		block := make([]byte, 512)
+		copy(block, fmt.Sprintf("%011o\x00%011o\x00", 900, 1))
+		m.body = string(block) + m.body
+	}
+	m.prefix = string(fields)
+	return m
+}
+
 // TestTarRoundTrip: every byte of a layer is kept, whatever the pieces.
 func TestTarRoundTrip(t *testing.T) {
 	t.Parallel()
@@ -297,8 +321,13 @@ func TestTarRejected(t *testing.T) {
 		{"negative owner", archive(raw{name: "f", typ: '6', uid: "\xff\xff\xff\xff\xff\xff\xff\xfe"}), "uid -2"},
 		{"owner of 33 bits", archive(x("gid=4294967296"), fifo), "gid 4294967296"},
 		{"number that is none", archive(raw{name: "f", typ: '6', uid: "12x4567\x00"}), "invalid tar header"},
-		{"GNU sparse", archive(sparse), ""},
-		{"PAX sparse 0.1", archive(x("GNU.sparse.map=0,1", "GNU.sparse.size=5"), raw{name: "f", typ: '0', body: "x"}), ""},
+		{"GNU sparse without a map", archive(sparse), ""},
+		{"GNU sparse", archive(oldSparse(0)), notSparse},
+		{"GNU sparse, extended", archive(oldSparse(1)), notSparse},
+		{"PAX sparse 0.0", archive(x("GNU.sparse.size=1000", "GNU.sparse.numblocks=1", "GNU.sparse.offset=0", "GNU.sparse.numbytes=1"), raw{name: "f", typ: '0', body: "x"}), notSparse},
+		{"PAX sparse 0.1", archive(x("GNU.sparse.name=f", "GNU.sparse.map=0,1", "GNU.sparse.numblocks=1", "GNU.sparse.size=1000"), raw{name: "f", typ: '0', body: "x"}), notSparse},
+		{"PAX sparse 1.0", archive(x("GNU.sparse.major=1", "GNU.sparse.minor=0", "GNU.sparse.name=f", "GNU.sparse.realsize=1000"),
+			raw{name: "GNUSparseFile.0/f", typ: '0', body: "1\n0\n1\n" + strings.Repeat("\x00", 506) + "x"}), notSparse},
 		{"PAX sparse of an unknown version", archive(x("GNU.sparse.major=7", "GNU.sparse.minor=0"), raw{name: "f", typ: '0', body: "x"}), "sparse"},
 		{"PAX sparse name", archive(x("GNU.sparse.name=other"), raw{name: "f", typ: '0', body: "x"}), "sparse"},
 		{"second long name", archive(raw{name: "L", typ: 'L', magic: gnu, body: "a\x00"}, raw{name: "L", typ: 'L', magic: gnu, body: "b\x00"}, fifo), "a second extension header of type 'L'"},
