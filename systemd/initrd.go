@@ -54,8 +54,9 @@ const (
 
 // AppendInitrd writes initrd to w, followed by an archive that makes it assemble a composefs root: program, units,
 // configuration, and the kernel modules erofs and overlay if they are missing. The output depends on the arguments
-// only. A hook that an earlier call added is replaced, so that a second call changes nothing; an initrd that got the
-// hook from the dracut module is copied as it is.
+// only. A hook that an earlier call added is replaced, so that a second call changes nothing; what it has of a
+// configuration or of modules stays unless o names others. An initrd that got the hook from the dracut module is copied
+// as it is.
 //
 // An initrd that is not run by systemd, or lacks modules that o.Modules does not have, is an *InitrdError.
 func AppendInitrd(ctx context.Context, w io.Writer, initrd io.ReaderAt, size int64, o InitrdOptions) (*InitrdResult, error) {
@@ -78,7 +79,11 @@ func AppendInitrd(ctx context.Context, w io.Writer, initrd io.ReaderAt, size int
 		_, err := io.Copy(w, io.NewSectionReader(initrd, 0, size))
 		return result, err
 	}
-	files, modules, err := hookFiles(c, o)
+	earlier, err := readHook(initrd, base, size)
+	if err != nil {
+		return nil, err
+	}
+	files, modules, err := hookFiles(c, earlier, o)
 	if err != nil {
 		return nil, err
 	}
@@ -184,8 +189,43 @@ func sameTail(initrd io.ReaderAt, base, size int64, tail []byte) bool {
 	return (err == nil || errors.Is(err, io.EOF)) && bytes.Equal(old, tail)
 }
 
+// earlierHook is what stays of a hook that is replaced.
+type earlierHook struct {
+	config  []byte          // nil: it has none
+	modules []InitramfsFile // with their indexes
+}
+
+// hookSizeLimit bounds the hook that is read back, in bytes. Ours are below 5 MiB without modules.
+const hookSizeLimit = 64 << 20
+
+// readHook reads the hook that begins at base, if there is one.
+func readHook(initrd io.ReaderAt, base, size int64) (earlierHook, error) {
+	var h earlierHook
+	start := base + (-base & 3)
+	if base == size {
+		return h, nil
+	}
+	if size-start > hookSizeLimit {
+		return h, fmt.Errorf("an earlier hook of %d bytes, want at most %d", size-start, hookSizeLimit)
+	}
+	_, err := readCpio(bufio.NewReader(io.NewSectionReader(initrd, start, size-start)), func(m cpioMember) error {
+		isConfig, isModule := "/"+m.name == InitramfsConfig, strings.HasPrefix(strings.TrimPrefix(m.name, "usr/"), "lib/modules/")
+		if m.mode&cpioTypeMask != cpioRegular || !isConfig && !isModule {
+			return nil
+		}
+		data, err := io.ReadAll(m.data)
+		if isConfig {
+			h.config = data
+		} else {
+			h.modules = append(h.modules, InitramfsFile{Path: "/" + m.name, Data: data})
+		}
+		return err
+	})
+	return h, err
+}
+
 // hookFiles lists the regular files and links of the hook by their path.
-func hookFiles(c *initrdContent, o InitrdOptions) (map[string]InitramfsFile, []string, error) {
+func hookFiles(c *initrdContent, earlier earlierHook, o InitrdOptions) (map[string]InitramfsFile, []string, error) {
 	units, err := InitramfsFiles()
 	if err != nil {
 		return nil, nil, err
@@ -195,10 +235,14 @@ func hookFiles(c *initrdContent, o InitrdOptions) (map[string]InitramfsFile, []s
 		files[strings.TrimPrefix(f.Path, "/")] = f
 	}
 	files[strings.TrimPrefix(SetupRootProgram, "/")] = InitramfsFile{Path: SetupRootProgram, Data: o.Program}
-	if o.Config != nil {
-		files[strings.TrimPrefix(InitramfsConfig, "/")] = InitramfsFile{Path: InitramfsConfig, Data: o.Config}
+	config := o.Config
+	if config == nil {
+		config = earlier.config
 	}
-	modules, err := missingModules(c, o.Modules)
+	if config != nil {
+		files[strings.TrimPrefix(InitramfsConfig, "/")] = InitramfsFile{Path: InitramfsConfig, Data: config}
+	}
+	modules, err := missingModules(c, earlier.modules, o.Modules)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -315,6 +315,10 @@ func TestAppendInitrdModules(t *testing.T) {
 	if err != nil || r.Changed || !bytes.Equal(again, out) {
 		t.Errorf("second call: %+v, %v", r, err)
 	}
+	again, r, err = appendHook(t, out, systemd.InitrdOptions{Program: program})
+	if err != nil || r.Changed || !bytes.Equal(again, out) {
+		t.Errorf("second call that names no modules folder: %+v, %v", r, err)
+	}
 
 	_, _, err = appendHook(t, initrd, systemd.InitrdOptions{Program: program, Modules: modulesFolder(t, "6.1.0")})
 	if err == nil || !strings.Contains(err.Error(), "6.1.0") || !strings.Contains(err.Error(), "6.12.1") {
@@ -324,6 +328,24 @@ func TestAppendInitrdModules(t *testing.T) {
 	builtin[len(builtin)-1].data = "kernel/fs/erofs/erofs.ko\nkernel/fs/overlayfs/overlay.ko\n"
 	if _, r, err := appendHook(t, archive(builtin...), systemd.InitrdOptions{Program: program}); err != nil || len(r.Modules) != 0 {
 		t.Errorf("kernel with both built in: %+v, %v", r, err)
+	}
+}
+
+// A policy that an earlier call added must not get lost when another one forgets to name it.
+func TestAppendInitrdKeepsConfig(t *testing.T) {
+	c := slices.Clone(dracutInitrd)
+	c[len(c)-1].data = "kernel/fs/erofs/erofs.ko\nkernel/fs/overlayfs/overlay.ko\n"
+	sealed, _, err := appendHook(t, archive(c...), systemd.InitrdOptions{Program: program, Config: []byte("sealed = true\n")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, r, err := appendHook(t, sealed, systemd.InitrdOptions{Program: program})
+	if err != nil || r.Changed || !bytes.Equal(out, sealed) {
+		t.Errorf("second call without a configuration: %+v, %v", r, err)
+	}
+	out, r, err = appendHook(t, sealed, systemd.InitrdOptions{Program: program, Config: []byte("sealed = false\n")})
+	if err != nil || !r.Changed || bytes.Contains(out, []byte("sealed = true\n")) || !bytes.Contains(out, []byte("sealed = false\n")) {
+		t.Errorf("second call with another configuration: %+v, %v", r, err)
 	}
 }
 

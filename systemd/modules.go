@@ -18,8 +18,8 @@ var neededModules = []string{"erofs", "overlay"}
 var moduleIndexes = []string{"modules.dep", "modules.dep.bin"}
 
 // missingModules returns the files of the kernel modules that the initrd needs and lacks: the modules, what they
-// depend on, and the indexes. dir is /usr/lib/modules/<version>.
-func missingModules(c *initrdContent, dir string) ([]InitramfsFile, error) {
+// depend on, and the indexes. dir is /usr/lib/modules/<version>; without it they are those of an earlier hook.
+func missingModules(c *initrdContent, earlier []InitramfsFile, dir string) ([]InitramfsFile, error) {
 	var missing []string
 	for _, m := range neededModules {
 		if !c.hasModule(m) {
@@ -30,7 +30,10 @@ func missingModules(c *initrdContent, dir string) ([]InitramfsFile, error) {
 		return nil, nil
 	}
 	if dir == "" {
-		return nil, &InitrdError{"kernel modules " + strings.Join(missing, " and "), "name the kernel's modules folder to add them, or make the initrd with dracut --add-drivers \"erofs overlay\""}
+		if len(earlier) > 0 {
+			return earlier, nil
+		}
+		return nil, &InitrdError{"kernel modules " + strings.Join(missing, " and "), "add them from the kernel's modules folder (--modules /usr/lib/modules/VERSION), or make the initrd with dracut --add-drivers \"erofs overlay\""}
 	}
 	version := filepath.Base(dir)
 	if versions := c.kernelVersions(); len(versions) > 0 && !slices.Contains(versions, version) {

@@ -34,7 +34,8 @@ func newInitramfsCommand(e *env) *cobra.Command {
 		Use:   "initramfs INITRD",
 		Short: "Add the hook that mounts a composefs root to an existing systemd-based initrd",
 		Long: `Add the hook that mounts a composefs root to an existing initrd. The initrd must be run by systemd,
-as dracut makes it. Repeated, nothing changes. In an image that builds its initrd with dracut, the
+as dracut makes it. Repeated, nothing changes: configuration and modules that were added before stay
+unless others are named. In an image that builds its initrd with dracut, the
 dracut module 37cfsboot does the same at build time.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
