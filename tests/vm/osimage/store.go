@@ -61,7 +61,7 @@ func (s Store) Import(ctx context.Context, tarFile, name string) error {
 	if err != nil {
 		return err
 	}
-	defer s.buildah(context.WithoutCancel(ctx), "rm", c) //nolint:errcheck // only space is lost
+	defer s.buildah(context.WithoutCancel(ctx), "rm", c) // if it fails, only space is lost
 	if _, err := s.buildah(ctx, "add", "-q", c, tarFile, "/"); err != nil {
 		return err
 	}
@@ -94,7 +94,7 @@ func (s Store) Extract(ctx context.Context, name, file, to string) error {
 	if err != nil {
 		return err
 	}
-	defer s.buildah(context.WithoutCancel(ctx), "rm", c) //nolint:errcheck // only space is lost
+	defer s.buildah(context.WithoutCancel(ctx), "rm", c) // if it fails, only space is lost
 	top, err := s.buildah(ctx, "mount", c)
 	if err != nil {
 		return err

@@ -104,7 +104,7 @@ func (r *Relay) handle(client net.Conn) {
 		return
 	}
 	defer release()
-	server, err := net.Dial("tcp4", r.backend) //nolint:noctx // ends with the registry
+	server, err := net.Dial("tcp4", r.backend) // ends with the registry
 	if err != nil {
 		return
 	}

@@ -135,7 +135,7 @@ func Run(ctx context.Context, c Config) (int, error) {
 		return 0, fmt.Errorf("user mode linux after %v: %w", c.Limit, context.Cause(ctx))
 	}
 	if !found {
-		return 0, fmt.Errorf("user mode linux ended (%v) without an exit status of %q", waitErr, c.Args)
+		return 0, errors.Join(fmt.Errorf("user mode linux ended without an exit status of %q", c.Args), waitErr)
 	}
 	return status, nil
 }
