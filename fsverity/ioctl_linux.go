@@ -36,6 +36,21 @@ func (e *UnsupportedError) Error() string {
 // Unwrap makes errors.Is work for errors.ErrUnsupported and for the errno.
 func (e *UnsupportedError) Unwrap() []error { return []error{errors.ErrUnsupported, e.Errno} }
 
+// BlockSizeError says that the blocks of a file system are smaller than those of a
+// Merkle tree, so that its fs-verity cannot be used. errors.Is(err,
+// errors.ErrUnsupported) is true.
+type BlockSizeError struct {
+	Name      string // of the file
+	Got, Want int64  // bytes
+}
+
+func (e *BlockSizeError) Error() string {
+	return fmt.Sprintf("enable fs-verity of %q: the file system has blocks of %d bytes, want at least %d bytes", e.Name, e.Got, e.Want)
+}
+
+// Unwrap makes errors.Is work for errors.ErrUnsupported and for the errno.
+func (e *BlockSizeError) Unwrap() []error { return []error{errors.ErrUnsupported, unix.EINVAL} }
+
 // enableArg is struct fsverity_enable_arg, 128 bytes.
 type enableArg struct {
 	version       uint32
@@ -69,8 +84,8 @@ const (
 // in total. The data is flushed by the kernel; that the mark survives a power
 // loss needs a sync of the file system.
 //
-// Errors: ErrAlreadyEnabled; *UnsupportedError; else an *os.PathError with the
-// errno, ETXTBSY if a writer stays.
+// Errors: ErrAlreadyEnabled; *UnsupportedError; *BlockSizeError; else an
+// *os.PathError with the errno, ETXTBSY if a writer stays.
 func Enable(f *os.File, a Algorithm) error {
 	if !a.Valid() {
 		return fmt.Errorf("enable fs-verity of %q: unknown algorithm %d", f.Name(), uint8(a))
@@ -86,6 +101,8 @@ func Enable(f *os.File, a Algorithm) error {
 			return fmt.Errorf("enable fs-verity of %q: %w", f.Name(), ErrAlreadyEnabled)
 		case errors.Is(err, unix.ETXTBSY) && time.Now().Add(pause).Before(deadline):
 			time.Sleep(pause)
+		case errors.Is(err, unix.EINVAL):
+			return invalid(f, err)
 		default:
 			return ioctlError("enable", f, err)
 		}
@@ -111,6 +128,15 @@ func Measure(f *os.File) (Digest, error) {
 		return Digest{}, fmt.Errorf("measure %q: kernel says algorithm %d, %d bytes", f.Name(), arg.algorithm, arg.size)
 	}
 	return NewDigest(a, arg.digest[:arg.size])
+}
+
+// invalid looks for the reason of an EINVAL from enabling.
+func invalid(f *os.File, err error) error {
+	var st unix.Statfs_t
+	if ferr := unix.Fstatfs(int(f.Fd()), &st); ferr == nil && st.Bsize < BlockSize {
+		return &BlockSizeError{Name: f.Name(), Got: st.Bsize, Want: BlockSize}
+	}
+	return ioctlError("enable", f, err)
 }
 
 func ioctlError(op string, f *os.File, err error) error {

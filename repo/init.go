@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"os"
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
@@ -64,6 +65,34 @@ func MakeDir(path string) (*durable.Dir, error) {
 		return nil, err
 	}
 	return durable.OpenDir(path)
+}
+
+// Create makes the directory at path with mode 0700, unless it exists, and then a
+// repository in it: see Init. A directory that it made is removed again if that
+// fails. The parent of path must exist.
+func Create(ctx context.Context, path string, opts InitOptions) (_ *durable.Dir, err error) {
+	_, before := os.Lstat(path)
+	dir, err := MakeDir(path)
+	if err != nil {
+		return nil, err
+	}
+	if err = Init(ctx, dir, opts); err == nil {
+		return dir, nil
+	}
+	err = errors.Join(err, dir.Close())
+	if !errors.Is(before, fs.ErrNotExist) {
+		return nil, err
+	}
+	parent, perr := durable.OpenDir(filepath.Dir(filepath.Clean(path)))
+	if perr != nil {
+		return nil, errors.Join(err, perr)
+	}
+	defer parent.Close() //nolint:errcheck // nothing is lost with it
+	rerr := parent.Remove(filepath.Base(filepath.Clean(path)))
+	if errors.Is(rerr, unix.ENOTEMPTY) || errors.Is(rerr, fs.ErrNotExist) {
+		rerr = nil // somebody else uses it
+	}
+	return nil, errors.Join(err, rerr)
 }
 
 // Init makes dir a repository, durably. If it is one already with the same

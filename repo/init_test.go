@@ -53,6 +53,40 @@ func TestInit(t *testing.T) {
 	}
 }
 
+// TestCreate: a directory that was made for nothing is removed, and no other.
+func TestCreate(t *testing.T) {
+	ctx := t.Context()
+	path := filepath.Join(t.TempDir(), "new")
+	bad := repo.InitOptions{Algorithm: 99, Insecure: true}
+	if _, err := repo.Create(ctx, path+"/", bad); err == nil {
+		t.Error("an unknown algorithm is accepted")
+	}
+	if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the directory is left: %v", err)
+	}
+	must(t, os.Mkdir(path, 0o700))
+	if _, err := repo.Create(ctx, path, bad); err == nil {
+		t.Error("an unknown algorithm is accepted")
+	}
+	if _, err := os.Lstat(path); err != nil {
+		t.Errorf("a directory that was there is gone: %v", err)
+	}
+	for range 2 {
+		dir, err := repo.Create(ctx, path, insecure)
+		must(t, err)
+		must(t, errors.Join(open(t, dir).Close(), dir.Close()))
+	}
+	if _, err := repo.Create(ctx, path, repo.InitOptions{Algorithm: fsverity.SHA256, Insecure: true}); err == nil {
+		t.Error("another algorithm is accepted")
+	}
+	if _, err := os.Stat(filepath.Join(path, "meta.json")); err != nil {
+		t.Error(err)
+	}
+	if _, err := repo.Create(ctx, filepath.Join(path, "missing/new"), insecure); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a parent that is missing: %v", err)
+	}
+}
+
 func TestInitConflicts(t *testing.T) {
 	two := repo.Formats{Default: 2}
 	for name, c := range map[string]struct{ first, second repo.InitOptions }{

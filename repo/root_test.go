@@ -210,6 +210,40 @@ func TestRootTamper(t *testing.T) {
 	must(t, errors.Join(r.Close(), dir.Close()))
 }
 
+// TestRootSmallBlocks: ext4 with blocks of 1 KiB says that it knows fs-verity, and
+// cannot use it with blocks of 4 KiB.
+func TestRootSmallBlocks(t *testing.T) {
+	needsVerity(t)
+	disk, mountPoint := filepath.Join(t.TempDir(), "disk"), t.TempDir()
+	must(t, os.WriteFile(disk, nil, 0o600))
+	must(t, os.Truncate(disk, 32<<20))
+	run(t, nil, "mkfs.ext4", "-q", "-b", "1024", "-O", "verity,^has_journal", disk)
+	run(t, nil, "mount", "-o", "loop", disk, mountPoint)
+	defer run(t, nil, "umount", mountPoint)
+	path := filepath.Join(mountPoint, "r")
+	dir, err := repo.Create(t.Context(), path, repo.InitOptions{})
+	var size *fsverity.BlockSizeError
+	if !errors.As(err, &size) || size.Got != 1024 || size.Want != 4096 || !errors.Is(err, errors.ErrUnsupported) {
+		t.Errorf("got %v, %v, want a *BlockSizeError", dir, err)
+	}
+	t.Log(err)
+	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a directory is left: %v", err)
+	}
+	dir, err = repo.Create(t.Context(), path, insecure)
+	must(t, err)
+	defer dir.Close()
+	r, err := repo.Open(t.Context(), dir, repo.Options{})
+	must(t, err)
+	defer r.Close()
+	_, _, err = store(t.Context(), r, pattern(200_000, 1), 9000)
+	must(t, err)
+	id, err := stream(t.Context(), r, pattern(70_000, 2))
+	must(t, err)
+	must(t, r.PublishStream(t.Context(), "s", id))
+	check(t, r)
+}
+
 // TestRootFaults: the faults of TestPublishSurvivesEveryFault in a secure
 // repository. Power cuts are left to the insecure one: the model knows no
 // fs-verity.
@@ -226,6 +260,7 @@ func TestRootFaults(t *testing.T) {
 			if s.prepare != nil {
 				must(t, s.prepare(t.Context(), r))
 			}
+			must(t, r.Close())
 			r = open(t, fs.Open())
 			fs.FailAt(n, unix.EIO)
 			err := s.full(t.Context(), r)
@@ -238,6 +273,7 @@ func TestRootFaults(t *testing.T) {
 				t.Fatalf("%s: got %v", when, err)
 			}
 			fs.Disarm()
+			must(t, r.Close())
 			after := open(t, fs.Open())
 			if rep, err := after.Check(t.Context()); err != nil || !rep.OK() {
 				t.Fatalf("%s: %v, %v", when, rep, err)
@@ -246,7 +282,6 @@ func TestRootFaults(t *testing.T) {
 				t.Fatalf("%s: repeated: %v", when, err)
 			}
 			must(t, after.Close())
-			must(t, r.Close())
 		}
 	}
 }

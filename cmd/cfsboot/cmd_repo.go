@@ -42,18 +42,14 @@ func newRepoInitCommand(e *env) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			dir, err := repo.MakeDir(path)
-			if err != nil {
-				return err
-			}
-			defer dir.Close() //nolint:errcheck // Init has synced it
-			err = repo.Init(cmd.Context(), dir, repo.InitOptions{Algorithm: a, Insecure: insecure})
+			dir, err := repo.Create(cmd.Context(), path, repo.InitOptions{Algorithm: a, Insecure: insecure})
 			if errors.Is(err, errors.ErrUnsupported) && !insecure {
 				return fmt.Errorf("%w; --insecure does without fs-verity", err)
 			}
 			if err != nil {
 				return err
 			}
+			defer dir.Close() //nolint:errcheck // Create has synced it
 			// Not what was asked for: one that was there may be stricter.
 			r, err := repo.Open(cmd.Context(), dir, repo.Options{Logger: e.logger, LockWait: lockWait})
 			if err != nil {
