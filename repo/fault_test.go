@@ -161,6 +161,27 @@ var steps = []step{
 		},
 	},
 	{
+		name: "failed run that moved a name",
+		run: func(ctx context.Context, r *repo.Repository) error {
+			run := r.Begin()
+			err := func() error {
+				if err := publishStream(ctx, r, "m", 1); err != nil {
+					return err
+				}
+				if err := r.Sync(ctx); err != nil {
+					return err
+				}
+				return publishStream(ctx, r, "m", 2) // the medium may still have the first one
+			}()
+			_, undo := run.Undo(ctx)
+			return errors.Join(err, undo)
+		},
+		done: func(r *repo.Repository) error {
+			_, err := r.LookupStream("m")
+			return err
+		},
+	},
+	{
 		name: "ref removed",
 		prepare: func(ctx context.Context, r *repo.Repository) error {
 			return errors.Join(publishStream(ctx, r, "m", 1), r.SetRef(ctx, repo.Streams, "oci/tag", "m"))
