@@ -10,6 +10,7 @@ import (
 
 	"github.com/cfsboot/cfsboot/deploy/esp"
 	"github.com/cfsboot/cfsboot/deploy/record"
+	"github.com/cfsboot/cfsboot/internal/durable"
 	"github.com/cfsboot/cfsboot/repo"
 )
 
@@ -21,7 +22,7 @@ const trashDir = stateTop + "/trash"
 // Removing is not what the user asked for, so a failure is only logged: the next
 // run tries again.
 func (m *machine) clean(ctx context.Context) {
-	for _, step := range []func(context.Context) error{m.cleanStaged, m.cleanEtc, m.cleanOrphans, m.cleanRetiring, m.cleanPayloads, m.cleanRefs, m.cleanTrash} {
+	for _, step := range []func(context.Context) error{m.cleanStaged, m.cleanEtc, m.cleanTemps, m.cleanOrphans, m.cleanRetiring, m.cleanPayloads, m.cleanRefs, m.cleanTrash} {
 		if err := step(ctx); err != nil {
 			m.Logger.Warn("clean up", "error", err)
 			return
@@ -67,6 +68,38 @@ func (m *machine) cleanEtc(context.Context) error {
 				continue // not a deployment, or nothing to remove
 			}
 			if err := m.top.RemoveAll(name); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// cleanTemps removes the temporary files that a killed run has left of records.
+// Their names are never those of anything else.
+func (m *machine) cleanTemps(context.Context) error {
+	dirs := []string{record.JournalDir}
+	for _, parent := range []string{record.StateDir, stagedDir} {
+		list, err := m.top.ReadSubDir(parent)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		for _, x := range list {
+			if x.IsDir() {
+				dirs = append(dirs, parent+"/"+x.Name)
+			}
+		}
+	}
+	for _, dir := range dirs {
+		list, err := m.top.ReadSubDir(dir)
+		if err != nil {
+			return err
+		}
+		for _, x := range list {
+			if x.IsDir() || !strings.HasPrefix(x.Name, durable.DefaultTempPrefix) {
+				continue
+			}
+			if err := m.top.Remove(dir + "/" + x.Name); err != nil {
 				return err
 			}
 		}

@@ -23,6 +23,7 @@ func Finalize(ctx context.Context, o Options) (_ *Change, err error) {
 	defer func() { err = errors.Join(err, m.Close()) }()
 	st := m.facts.State.Staged
 	if st == nil {
+		m.clean(ctx) // perhaps of a run that was killed after its last record
 		return m.change(ActionNone, m.defaultID()), ErrNothingToDo
 	}
 	seq, err := m.arm(ctx, *st)
