@@ -83,10 +83,7 @@ func rootOf(table []mnt.Info) (*RootStatus, error) {
 		if m.Point != "/" {
 			continue
 		}
-		digest, ok := strings.CutPrefix(m.Source, "composefs:")
-		if !ok {
-			digest, ok = strings.CutPrefix(m.Source, "transient:composefs=")
-		}
+		digest, ok := sourceID(m.Source)
 		if !ok || m.Type != "overlay" {
 			return nil, errNotComposefs
 		}

@@ -12,6 +12,7 @@ import (
 	"slices"
 
 	"github.com/cfsboot/cfsboot/fsverity"
+	"github.com/cfsboot/cfsboot/internal/durable"
 	"github.com/cfsboot/cfsboot/repo/splitstream"
 )
 
@@ -39,14 +40,27 @@ func (r *Repository) collect(ctx context.Context, objects map[objectKey]struct{}
 			return removed, err
 		}
 	}
-	err := r.removeObjects(ctx, objects, &removed)
+	var wanted [256]bool
+	for k := range objects {
+		wanted[k[0]] = true
+	}
+	s := sweep{
+		r:      r,
+		shard:  func(b0 byte) bool { return wanted[b0] },
+		doomed: func(k objectKey) bool { _, ok := objects[k]; return ok },
+		remove: true,
+	}
+	err := s.run(ctx)
+	removed.Objects, removed.Bytes = s.objects, s.bytes
 	return removed, err
 }
 
-// marker finds out what is in use. It takes that out of objects.
+// marker finds out what is in use: it takes that out of objects and puts it into
+// live, where those are wanted.
 type marker struct {
 	r       *Repository
 	objects map[objectKey]struct{}
+	live    map[objectKey]struct{}
 	walked  map[fsverity.Digest]struct{}
 	pending []fsverity.Digest
 }
@@ -55,6 +69,9 @@ type marker struct {
 // takes out, those that are in use.
 func (m *marker) mark(ctx context.Context, doomed map[string]struct{}) error {
 	for ref, err := range m.r.Refs(Streams, "") {
+		if errors.Is(err, ErrNoRef) {
+			continue
+		}
 		if err != nil {
 			return err
 		}
@@ -122,7 +139,13 @@ func (m *marker) name(ctx context.Context, name string) error {
 	return nil
 }
 
-func (m *marker) use(d fsverity.Digest) { delete(m.objects, knownKey(d)) }
+func (m *marker) use(d fsverity.Digest) {
+	k := knownKey(d)
+	delete(m.objects, k)
+	if m.live != nil {
+		m.live[k] = struct{}{}
+	}
+}
 
 // walk marks d and what it names. Named references are followed by digest: the
 // name that once led there may lead to a younger stream by now (repository.md
@@ -181,24 +204,31 @@ func (m *marker) stream(f *os.File, size int64) error {
 	return nil
 }
 
-// removeObjects removes the files of objects.
-func (r *Repository) removeObjects(ctx context.Context, objects map[objectKey]struct{}, removed *Removed) error {
-	var wanted [256]bool
-	for k := range objects {
-		wanted[k[0]] = true
-	}
-	for b0 := range wanted {
-		if !wanted[b0] {
+// sweep goes over the files of objects.
+type sweep struct {
+	r      *Repository
+	shard  func(b0 byte) bool   // whether to look there
+	doomed func(objectKey) bool // whether an object goes
+	remove bool                 // else they are only counted
+
+	objects int   // that went
+	bytes   int64 // that those took on the medium
+	kept    int   // objects that stayed, of the shards that were looked at
+}
+
+func (s *sweep) run(ctx context.Context) error {
+	for b0 := range 256 {
+		if !s.shard(byte(b0)) {
 			continue
 		}
-		shard, err := r.shard(byte(b0), false)
+		dir, err := s.r.shard(byte(b0), false)
 		if err != nil {
 			return err
 		}
-		if shard == nil {
+		if dir == nil {
 			continue
 		}
-		list, err := shard.ReadDir()
+		list, err := dir.ReadDir()
 		if err != nil {
 			return err
 		}
@@ -207,23 +237,33 @@ func (r *Repository) removeObjects(ctx context.Context, objects map[objectKey]st
 				return err
 			}
 			d, err := fsverity.ParseObjectPath(fmt.Sprintf("%02x/%s", b0, e.Name))
-			if err != nil || d.Algorithm() != r.meta.Algorithm {
+			if err != nil || d.Algorithm() != s.r.meta.Algorithm || !e.IsRegular() {
 				continue
 			}
-			if _, ok := objects[knownKey(d)]; !ok {
+			if !s.doomed(knownKey(d)) {
+				s.kept++
 				continue
 			}
-			st, err := shard.Lstat(e.Name)
-			if err != nil {
+			if err := s.object(dir, e.Name); err != nil {
 				return err
 			}
-			if err := shard.Remove(e.Name); err != nil {
-				return err
-			}
-			removed.Objects++
-			removed.Bytes += st.Blocks * blockUnit
 		}
 	}
+	return nil
+}
+
+func (s *sweep) object(dir *durable.Dir, name string) error {
+	st, err := dir.Lstat(name)
+	if err != nil {
+		return err
+	}
+	if s.remove {
+		if err := dir.Remove(name); err != nil {
+			return err
+		}
+	}
+	s.objects++
+	s.bytes += st.Blocks * blockUnit
 	return nil
 }
 

@@ -16,6 +16,9 @@ var ErrNotFound = fmt.Errorf("not in the repository: %w", fs.ErrNotExist)
 // ErrBatchFailed says that an object of a Batch could not be stored; Wait says why.
 var ErrBatchFailed = errors.New("an object of this batch was not stored")
 
+// ErrNoRef says that a file below refs/ is not one of a repository.
+var ErrNoRef = errors.New("neither a link nor a directory")
+
 // NotFoundError names what is not there. It unwraps to ErrNotFound.
 type NotFoundError struct {
 	Kind string // "object", "image", "stream", "image ref", "stream ref"
@@ -123,4 +126,43 @@ func (e *LockedError) Error() string {
 		by = fmt.Sprintf("process %d", e.PID)
 	}
 	return fmt.Sprintf("%q is locked by %s", e.Path, by)
+}
+
+// RootsError says that what refs lead to cannot be followed completely, so that
+// nobody knows what is in use, and nothing was removed.
+type RootsError struct {
+	Path     string
+	Problems []RootProblem
+}
+
+// RootProblem is one name that cannot be followed.
+type RootProblem struct {
+	Name string // below the repository, for example "streams/refs/oci/os"
+	Err  error
+	// Dangling: it leads to nothing, and only the name itself would be lost with it.
+	Dangling bool
+}
+
+// maxRootProblems is how many problems the text of a RootsError has.
+const maxRootProblems = 10
+
+func (e *RootsError) Error() string {
+	var list []string
+	for _, p := range e.Problems[:min(len(e.Problems), maxRootProblems)] {
+		list = append(list, fmt.Sprintf("%s: %v", p.Name, p.Err))
+	}
+	text := fmt.Sprintf("repository %q: nothing was removed, because it cannot be said what is in use: %s", e.Path, strings.Join(list, "; "))
+	if more := len(e.Problems) - len(list); more > 0 {
+		text += fmt.Sprintf(" and %d more", more)
+	}
+	return text
+}
+
+// Unwrap returns the causes.
+func (e *RootsError) Unwrap() []error {
+	var list []error
+	for _, p := range e.Problems {
+		list = append(list, p.Err)
+	}
+	return list
 }

@@ -46,18 +46,15 @@ func Lock(ctx context.Context, dir *durable.Dir, exclusive bool, wait time.Durat
 // lockAgain is how long to wait for the shared lock after the exclusive one.
 const lockAgain = 10 * time.Second
 
-// exclusively calls f with the exclusive lock, unless somebody else has a handle:
-// that is a *LockedError, without waiting. Afterwards the handle has the shared
-// lock again, and knows no objects: the kernel gives the old lock up before it
-// tries the new one, so that others may have collected in between.
-func (r *Repository) exclusively(ctx context.Context, f func() error) error {
+// exclusively calls f with the exclusive lock, unless somebody else has a handle
+// for longer than wait: that is a *LockedError. Afterwards the handle has the
+// shared lock again, and knows no objects: the kernel gives the old lock up before
+// it tries the new one, so that others may have collected in between.
+func (r *Repository) exclusively(ctx context.Context, wait time.Duration, f func() error) error {
 	r.known.forget()
-	err := r.dir.Flock(unix.LOCK_EX | unix.LOCK_NB)
-	switch {
-	case err == nil:
+	err := Lock(ctx, r.dir, true, wait)
+	if err == nil {
 		err = f()
-	case errors.Is(err, unix.EWOULDBLOCK):
-		err = &LockedError{Path: r.dir.Path(), PID: lockHolder(r.dir), Exclusive: true}
 	}
 	if again := Lock(context.WithoutCancel(ctx), r.dir, false, lockAgain); again != nil {
 		r.unlocked.Store(true)

@@ -77,6 +77,11 @@ func (r *Repository) HasObject(d fsverity.Digest) (bool, error) {
 	if r.known.has(d) {
 		return true, nil
 	}
+	return r.hasFile(d)
+}
+
+// hasFile is HasObject for a digest of the right algorithm, and looks in any case.
+func (r *Repository) hasFile(d fsverity.Digest) (bool, error) {
 	b0, rest := objectName(d)
 	shard, err := r.shard(b0, false)
 	if shard == nil {

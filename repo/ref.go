@@ -121,8 +121,8 @@ func (r *Repository) ResolveRef(kind Kind, name string) (string, error) {
 }
 
 // Refs yields the refs of a kind below prefix, a directory below refs/ or "" for
-// all, in byte order of the path components. What is neither a link nor a directory, or cannot be
-// read, is yielded as an error.
+// all, in byte order of the path components. What cannot be read is yielded as an
+// error, and so is what is neither a link nor a directory, as ErrNoRef.
 func (r *Repository) Refs(kind Kind, prefix string) iter.Seq2[Ref, error] {
 	return func(yield func(Ref, error) bool) {
 		if prefix = strings.Trim(prefix, "/"); prefix != "" {
@@ -165,7 +165,7 @@ func walkRefs(dir *durable.Dir, prefix string, yield func(Ref, error) bool) bool
 			target, err := dir.Readlink(e.Name)
 			ok = yield(Ref{Name: name, Target: path.Base(target)}, err)
 		default:
-			ok = yield(Ref{Name: name}, fmt.Errorf("ref %q: neither a link nor a directory", name))
+			ok = yield(Ref{Name: name}, fmt.Errorf("ref %q: %w", name, ErrNoRef))
 		}
 		if !ok {
 			return false

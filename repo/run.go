@@ -80,7 +80,7 @@ func (u *Run) end(ctx context.Context, failed bool, streams []string) (removed R
 	if len(objects) == 0 && len(s.streams) == 0 {
 		return removed, nil
 	}
-	err = r.exclusively(ctx, func() error {
+	err = r.exclusively(ctx, 0, func() error {
 		// The names on the medium are to be those that are read here.
 		if err := r.settle(levelRefs); err != nil {
 			return err

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -65,6 +66,7 @@ var classes = []class{
 		return is[*deploy.RefusedError](err) || is[*keyring.PolicyError](err) || is[*tree.RequiredError](err) || is[*bootimage.ResourceError](err) ||
 			is[*bootimage.SELinuxError](err) || is[*oci.PlatformError](err) || is[*oci.MediaTypeError](err) || is[*repo.InsecureError](err)
 	}, ""},
+	{"not-found", 1, dangling, "a pull brings back what a tag should lead to; --drop-dangling removes refs that lead to nothing"},
 	{"integrity", 8, func(err error) bool {
 		return is[*fsverity.MismatchError](err) || is[*erofs.FormatError](err) || is[*splitstream.FormatError](err) || is[*oci.DigestError](err) || is[*esp.VerifyError](err) ||
 			is[*oci.FormatError](err) || is[*tree.EntryError](err) || is[*bootimage.FileError](err)
@@ -75,6 +77,12 @@ var classes = []class{
 	{"unsupported", 1, func(err error) bool { return errors.Is(err, errors.ErrUnsupported) }, ""},
 	{"not-found", 1, func(err error) bool { return errors.Is(err, fs.ErrNotExist) }, ""},
 	{"permission", 1, func(err error) bool { return errors.Is(err, fs.ErrPermission) }, "run it as root"},
+}
+
+// dangling tells whether refs to nothing are all that is in the way of garbage collection.
+func dangling(err error) bool {
+	var roots *repo.RootsError
+	return errors.As(err, &roots) && !slices.ContainsFunc(roots.Problems, func(p repo.RootProblem) bool { return !p.Dangling })
 }
 
 func is[T error](err error) bool {

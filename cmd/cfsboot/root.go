@@ -35,7 +35,7 @@ whose fs-verity digest the boot entry names.`,
 		group(e, "install", "Install an image on a disk that is prepared for it", newInstallToFilesystemCommand(e)),
 		group(e, "oci", "Pull and look at OCI images in the repository",
 			newPullCommand(e), newImagesCommand(e), newInspectCommand(e), newMountCommand(e)),
-		group(e, "repo", "Manage the composefs repository", newRepoInitCommand(e)),
+		group(e, "repo", "Manage the composefs repository", newRepoInitCommand(e), newRepoGCCommand(e)),
 		newInitramfsCommand(e),
 	)
 	refuseUnknown(cmd)

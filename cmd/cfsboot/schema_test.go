@@ -78,6 +78,8 @@ func TestSchemas(t *testing.T) {
 		{"oci-pull-1", []string{"oci", "pull", source, "os", "--bootable", "--platform", "linux/amd64"}},
 		{"oci-images-1", []string{"oci", "images"}},
 		{"oci-inspect-1", []string{"oci", "inspect", "os"}},
+		{"repo-gc-1", []string{"repo", "gc", "--dry-run"}},
+		{"repo-gc-1", []string{"repo", "gc"}},
 	} {
 		status, stdout, stderr := capture(t, append(c.args, "--json", "--repo", r)...)
 		if status != 0 || len(stderr) > 0 {

@@ -24,6 +24,9 @@ func Forget(ctx context.Context, r *repo.Repository) error {
 	}
 	needed := map[string]bool{} // names of records in both directories
 	for ref, err := range r.Refs(repo.Streams, "") {
+		if errors.Is(err, repo.ErrNoRef) {
+			continue
+		}
 		if err != nil {
 			return fmt.Errorf("forget records: %w", err)
 		}
