@@ -62,7 +62,7 @@ func repairTransaction(f Facts, t *record.Transaction) repair {
 	e := f.EntryOf(t.Entry)
 	switch {
 	case e == nil:
-	case t.Op != record.OpUpgrade && isEntryOf(e, t.Deployment, t.BootDigest):
+	case !t.Op.Stages() && isEntryOf(e, t.Deployment, t.BootDigest):
 		tries := uint(0)
 		if c := e.Name.Counter; c.Present {
 			tries = c.Left + c.Done

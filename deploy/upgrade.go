@@ -309,11 +309,11 @@ func (m *machine) abort(ctx context.Context, tx string, reason error) {
 	m.clean(ctx)
 }
 
-// removeUnfinishedEntry removes the entry of the open transaction. An upgrade
-// makes none: finalize does.
+// removeUnfinishedEntry removes the entry of the open transaction. One that
+// stages makes none: finalize does.
 func (m *machine) removeUnfinishedEntry() error {
 	t := m.facts.State.Transaction
-	if t.Op == record.OpUpgrade || t.Entry == 0 {
+	if t.Op.Stages() || t.Entry == 0 {
 		return nil
 	}
 	if err := m.look(); err != nil {

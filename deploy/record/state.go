@@ -14,8 +14,18 @@ type Op string
 const (
 	OpInstall  Op = "install"
 	OpUpgrade  Op = "upgrade"
+	OpSwitch   Op = "switch"
 	OpRollback Op = "rollback"
 )
+
+// Valid tells whether o is one of the operations.
+func (o Op) Valid() bool {
+	return o == OpInstall || o == OpUpgrade || o == OpSwitch || o == OpRollback
+}
+
+// Stages tells whether the operation ends with a staged deployment, so that it
+// makes no boot entry itself.
+func (o Op) Stages() bool { return o == OpUpgrade || o == OpSwitch }
 
 // EventKind names one step of the commit protocol (lifecycle.md 6.5).
 type EventKind string
@@ -48,6 +58,12 @@ const (
 	// EventFailed says that the loader gave up on the entry. Its deployment is
 	// not tried again.
 	EventFailed EventKind = "failed"
+	// EventDownloadOnly makes the staged deployment wait, or no longer wait, for a
+	// command before finalize takes it.
+	EventDownloadOnly EventKind = "download-only"
+	// EventReference says that a deployment follows another reference: its records
+	// were changed.
+	EventReference EventKind = "reference"
 	// EventAborted closes a transaction that changed nothing that boots.
 	EventAborted EventKind = "aborted"
 	// EventDropped gives up the staged deployment.
@@ -71,6 +87,8 @@ type Event struct {
 	Entry       uint64    `json:"entry,omitempty"`       // sequence number
 	Tries       uint      `json:"tries,omitempty"`       // 0: the entry is not counted
 	Reason      string    `json:"reason,omitempty"`      // for people
+
+	DownloadOnly bool `json:"download_only,omitempty"` // of what is staged
 }
 
 // Transaction is work that was begun and is neither done nor undone.
@@ -92,6 +110,8 @@ type Staged struct {
 	Transaction string    `json:"transaction"`
 	Prepared    time.Time `json:"prepared"`
 	Failure     string    `json:"failure"` // why the last finalize failed, "" if it did not
+
+	DownloadOnly bool `json:"download_only"` // finalize leaves it alone until a command takes this away
 }
 
 // ArmedEntry is a boot entry that was created.
@@ -323,8 +343,8 @@ func (t *Transaction) check(nextEntry uint64) (field, detail string) {
 	if !ValidToken(t.ID) {
 		return "id", fmt.Sprintf("%q, want 1 to %d of a-z 0-9 . _ -", t.ID, maxToken)
 	}
-	if t.Op != OpInstall && t.Op != OpUpgrade && t.Op != OpRollback {
-		return "op", fmt.Sprintf("%q, want install, upgrade or rollback", t.Op)
+	if !t.Op.Valid() {
+		return "op", fmt.Sprintf("%q, want install, upgrade, switch or rollback", t.Op)
 	}
 	if len(t.Reference) > maxReason {
 		return "reference", fmt.Sprintf("%d bytes, want at most %d", len(t.Reference), maxReason)

@@ -17,6 +17,8 @@ var transitions = map[EventKind]func(s *State, e Event, now time.Time) error{
 	EventArmed:          (*State).applyArmed,
 	EventBlessed:        (*State).applyBlessed,
 	EventFailed:         (*State).applyFailed,
+	EventDownloadOnly:   (*State).applyDownloadOnly,
+	EventReference:      (*State).applyReference,
 	EventAborted:        (*State).applyAborted,
 	EventDropped:        (*State).applyDropped,
 	EventRetire:         (*State).applyRetire,
@@ -67,7 +69,7 @@ func (s *State) applyTarget(e Event, _ time.Time) error {
 	return nil
 }
 
-// applyPrepared needs Transaction, after EventTarget. An older staged deployment
+// applyPrepared needs Transaction, after EventTarget; DownloadOnly may be set. An older staged deployment
 // becomes an orphan.
 func (s *State) applyPrepared(e Event, now time.Time) error {
 	t, err := s.current(e)
@@ -78,7 +80,7 @@ func (s *State) applyPrepared(e Event, now time.Time) error {
 		return refuse(e, "transaction %s has no target yet", t.ID)
 	}
 	s.unstage(t.Deployment)
-	s.Staged = &Staged{Deployment: t.Deployment, BootDigest: t.BootDigest, Entry: t.Entry, Transaction: t.ID, Prepared: now}
+	s.Staged = &Staged{Deployment: t.Deployment, BootDigest: t.BootDigest, Entry: t.Entry, Transaction: t.ID, Prepared: now, DownloadOnly: e.DownloadOnly}
 	s.Transaction = nil
 	return nil
 }
@@ -109,6 +111,24 @@ func (s *State) applyFinalizeFailed(e Event, _ time.Time) error {
 	return nil
 }
 
+// applyDownloadOnly needs Deployment and DownloadOnly, as it is to be.
+func (s *State) applyDownloadOnly(e Event, _ time.Time) error {
+	if err := s.needStaged(e); err != nil {
+		return err
+	}
+	s.Staged.DownloadOnly = e.DownloadOnly
+	return nil
+}
+
+// applyReference needs Deployment, Reference. What a deployment follows is in its
+// own records, so the state stays as it is.
+func (s *State) applyReference(e Event, _ time.Time) error {
+	if e.Reference == "" || !slices.Contains(s.Deployments(), e.Deployment) {
+		return refuse(e, "deployment %q is not known, or reference %q is empty", e.Deployment, e.Reference)
+	}
+	return nil
+}
+
 // applyArmed needs Deployment, Entry; Tries as in the entry's name. The entry is
 // that of the staged deployment, or of an install or rollback under way. An
 // entry without tries is of a deployment that was blessed before.
@@ -118,7 +138,7 @@ func (s *State) applyArmed(e Event, now time.Time) error {
 	case s.Staged != nil && s.Staged.Deployment == e.Deployment && s.Staged.Entry == e.Entry:
 		armed.BootDigest = s.Staged.BootDigest
 		s.Staged = nil
-	case s.Transaction != nil && s.Transaction.Op != OpUpgrade && s.Transaction.Deployment == e.Deployment && s.Transaction.Entry == e.Entry:
+	case s.Transaction != nil && !s.Transaction.Op.Stages() && s.Transaction.Deployment == e.Deployment && s.Transaction.Entry == e.Entry:
 		armed.BootDigest = s.Transaction.BootDigest
 		s.Transaction = nil
 	default:
