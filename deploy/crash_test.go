@@ -145,6 +145,7 @@ func crashCases(t *testing.T) []crashCase {
 			"finalize with a new merge", func(t *testing.T, w *world) {
 				staged(t, w)
 				w.edit("conf.d/app.conf", "level=2\n")
+				w.siteKargs("10.toml", `kargs = ["mine=2"]`)
 			},
 			func(w *world) error { return settled(w.finalize()) },
 			boots(two),
@@ -155,6 +156,9 @@ func crashCases(t *testing.T) []crashCase {
 				}
 				if got := w.etc(w.booted(), "conf.d/app.conf"); got != "level=2\n" {
 					t.Fatalf("the last change is lost: %q", got)
+				}
+				if got := entriesOf(t, w)[0].Entry.Options(); !got.Has("mine") {
+					t.Fatalf("the last kernel argument of the site is lost: %q", got)
 				}
 				must(t, settled(w.upgrade(r2)))
 				checkQuiet(t, w)

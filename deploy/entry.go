@@ -89,20 +89,6 @@ func checkOptions(d record.Deployment) error {
 	return nil
 }
 
-// nextOptions is the kernel command line for another boot image: what the
-// running deployment's entry says now, local changes included, with the other
-// composefs parameter.
-func (m *machine) nextOptions(boot fsverity.Digest) string {
-	booted := m.facts.BootedID()
-	options := bls.ParseCmdline(m.facts.Deployments[booted].Options)
-	if a := m.facts.State.LatestOf(booted); a != nil {
-		if e := m.facts.EntryOf(a.Seq); e != nil && e.Err == nil && e.ImageID() == booted {
-			options = e.Entry.Options()
-		}
-	}
-	return options.SetComposefs(m.karg(boot)).String()
-}
-
 // karg is the composefs parameter of a boot image in this repository.
 func (m *machine) karg(boot fsverity.Digest) string {
 	return bls.KargImage{Digest: boot, Insecure: !m.repo.Secure(), Version: int(m.repo.Formats()[0])}.String()

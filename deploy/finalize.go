@@ -52,12 +52,12 @@ func (m *machine) arm(ctx context.Context, st record.Staged) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
-	parent, _ := splitName(name)
-	d, err := readDeployment(m.top, parent, st.Deployment)
-	if err != nil {
+	if err := m.refreshEtc(ctx, name, st.Deployment); err != nil {
 		return 0, err
 	}
-	if err := m.refreshEtc(ctx, name, st.Deployment); err != nil {
+	parent, _ := splitName(name)
+	d, err := readDeployment(m.top, parent, st.Deployment) // after the merge, which may have changed kernel arguments
+	if err != nil {
 		return 0, err
 	}
 	if name == stagedOf(st.Deployment) {

@@ -7,6 +7,7 @@ import (
 
 	"github.com/cfsboot/cfsboot/bootimage"
 	"github.com/cfsboot/cfsboot/deploy/esp"
+	"github.com/cfsboot/cfsboot/deploy/kargs"
 	"github.com/cfsboot/cfsboot/deploy/record"
 	"github.com/cfsboot/cfsboot/erofs/tree"
 	"github.com/cfsboot/cfsboot/fsverity"
@@ -22,7 +23,8 @@ type image struct {
 	pulled  *pull.Result
 	tree    *tree.Node // of the boot image
 	payload esp.Payload
-	record  record.Deployment // all but Options, Transaction, Created
+	kargs   []kargs.File      // files of kernel arguments
+	record  record.Deployment // all but Options, Kargs, Transaction, Created
 }
 
 // id is that of the deployment.
@@ -118,6 +120,9 @@ func (m *machine) bootFiles(ctx context.Context, img *image) (*bootimage.Resourc
 	if err != nil {
 		return nil, refuseImage(err)
 	}
+	if img.kargs, err = imageKargs(plain, m.repo, kargs.BootcDir, kargs.ImageDir); err != nil {
+		return nil, err
+	}
 	img.payload, err = esp.NewPayload(ctx, []esp.Content{
 		m.content(payloadKernel, res.Kernel.Image), m.content(payloadInitrd, res.Kernel.Initrd),
 	})
@@ -125,8 +130,8 @@ func (m *machine) bootFiles(ctx context.Context, img *image) (*bootimage.Resourc
 }
 
 // CheckBootable looks into the plain image of a pulled image for what a
-// deployment needs: one kernel with its initrd, and os-release. What is missing is
-// a *RefusedError.
+// deployment needs: one kernel with its initrd, os-release, and kernel arguments
+// that can be used. What is missing or wrong is a *RefusedError.
 func CheckBootable(ctx context.Context, r *repo.Repository, plain fsverity.Digest) error {
 	root, err := readImage(ctx, r, plain)
 	if err != nil {
@@ -136,7 +141,15 @@ func CheckBootable(ctx context.Context, r *repo.Repository, plain fsverity.Diges
 	if err != nil {
 		return refuseImage(err)
 	}
-	return checkRelease(res)
+	if err := checkRelease(res); err != nil {
+		return err
+	}
+	files, err := imageKargs(root, r, kargs.BootcDir, kargs.ImageDir)
+	if err != nil {
+		return err
+	}
+	_, err = kargs.Compose(kargs.Input{Image: files})
+	return refuseKargs(err)
 }
 
 // checkRelease refuses an image that systemd would not switch to.

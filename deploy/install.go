@@ -300,6 +300,14 @@ func (m *machine) install(ctx context.Context, src oci.Source, tx string, target
 	if err != nil {
 		return nil, err
 	}
+	d := img.record
+	d.Reference, d.Transaction, d.Created = target.String(), tx, m.Clock.Now()
+	if d.Kargs, err = m.installKargs(o); err != nil {
+		return nil, err
+	}
+	if err := m.checkInstallKargs(d, img); err != nil {
+		return nil, err
+	}
 	// Before the target is recorded: that record says that what is there from now
 	// on is ours.
 	begun, err := m.journal.has(record.EventTarget)
@@ -317,11 +325,6 @@ func (m *machine) install(ctx context.Context, src oci.Source, tx string, target
 	if err := m.hold(ctx, img.id(), img.holdings); err != nil {
 		return nil, err
 	}
-	d := img.record
-	d.Reference, d.Transaction, d.Created = target.String(), tx, m.Clock.Now()
-	if d.Options, err = m.installOptions(img, o); err != nil {
-		return nil, err
-	}
 	etc, err := findEtc(img.tree)
 	if err != nil {
 		return nil, err
@@ -330,10 +333,13 @@ func (m *machine) install(ctx context.Context, src oci.Source, tx string, target
 		return nil, err
 	}
 	m.say("making the state of deployment %s", short(d.ID))
-	err = m.makeState(ctx, stateOf(d.ID), d, func(ctx context.Context, dir *durable.Dir, name string) error {
+	err = m.makeState(ctx, stateOf(d.ID), d, img.kargs, func(ctx context.Context, dir *durable.Dir, name string) error {
 		return etcmerge.CopyEtc(ctx, dir, name, etc, m.repo)
 	})
 	if err != nil {
+		return nil, err
+	}
+	if d, err = readDeployment(m.top, record.StateDir, d.ID); err != nil { // with its kernel command line
 		return nil, err
 	}
 	m.say("installing the boot loader")
@@ -359,24 +365,29 @@ func (m *machine) install(ctx context.Context, src oci.Source, tx string, target
 	return c, m.top.SyncFS()
 }
 
-// installOptions is the kernel command line of the first entry. "rw" is about
-// the physical root; the composefs root is read-only all the same (boot.md 1.2).
-func (m *machine) installOptions(img *image, o InstallOptions) (string, error) {
-	line := bls.ParseCmdline(strings.Join(o.Kargs, " "))
-	if !line.Has("root") {
+// installKargs are the kernel arguments of the first entry that no file gives.
+// "rw" is about the physical root; the composefs root is read-only all the same
+// (boot.md 1.2).
+func (m *machine) installKargs(o InstallOptions) ([]record.Karg, error) {
+	given := bls.ParseCmdline(strings.Join(o.Kargs, " "))
+	var list []record.Karg
+	if !given.Has("root") {
 		uuid := o.RootUUID
 		if uuid == "" {
 			var err error
 			if uuid, err = install.FSUUID(m.top.Fd(), "/dev/disk/by-uuid"); err != nil {
-				return "", &RefusedError{Code: CodeTarget, Detail: fmt.Sprintf("target %q: name the root by --karg root=…", m.top.Path()), Err: err}
+				return nil, &RefusedError{Code: CodeTarget, Detail: fmt.Sprintf("target %q: name the root by --karg root=…", m.top.Path()), Err: err}
 			}
 		}
-		line = append(bls.Cmdline{"root=UUID=" + uuid}, line...)
+		list = append(list, record.Karg{Argument: "root=UUID=" + uuid, Source: record.KargCfsboot})
 	}
-	if !line.Has("rw") && !line.Has("ro") {
-		line = append(line, "rw")
+	if !given.Has("rw") && !given.Has("ro") {
+		list = append(list, record.Karg{Argument: "rw", Source: record.KargCfsboot})
 	}
-	return line.SetComposefs(m.karg(img.Boot)).String(), nil
+	for _, token := range given {
+		list = append(list, record.Karg{Argument: token, Source: record.KargInstall})
+	}
+	return list, nil
 }
 
 // checkKargs refuses kernel arguments that would name another image, and what
@@ -390,8 +401,11 @@ func checkKargs(kargs []string) error {
 			return refuse(CodeKarg, "kernel argument %q has a quote that is not closed", k)
 		}
 		for _, token := range bls.ParseCmdline(k) {
-			if key, _, _ := bls.SplitToken(token); key == "composefs" || key == "composefs.digest" {
+			switch key, _, _ := bls.SplitToken(token); key {
+			case "composefs", "composefs.digest":
 				return refuse(CodeKarg, "kernel argument %q: the image decides it", token)
+			case "--":
+				return refuse(CodeKarg, "kernel argument %q ends the arguments of the kernel", k)
 			}
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cfsboot/cfsboot/deploy/etcmerge"
+	"github.com/cfsboot/cfsboot/deploy/kargs"
 	"github.com/cfsboot/cfsboot/deploy/record"
 	"github.com/cfsboot/cfsboot/erofs/tree"
 	"github.com/cfsboot/cfsboot/fsverity"
@@ -31,11 +32,9 @@ const newEtc = ".etc.new"
 type fillEtc func(ctx context.Context, dir *durable.Dir, name string) error
 
 // makeState makes the state of a deployment at name, whole and durable. A
-// leftover of the same name is replaced.
-func (m *machine) makeState(ctx context.Context, name string, d record.Deployment, etc fillEtc) error {
-	if err := checkOptions(d); err != nil {
-		return err
-	}
+// leftover of the same name is replaced. The kernel command line is made of
+// d.Kargs, the files of the image, and those of the new /etc.
+func (m *machine) makeState(ctx context.Context, name string, d record.Deployment, image []kargs.File, etc fillEtc) error {
 	parentName, base := splitName(name)
 	parent, err := m.top.MkdirAll(parentName, stateDirPerm)
 	if err != nil {
@@ -56,6 +55,13 @@ func (m *machine) makeState(ctx context.Context, name string, d record.Deploymen
 	defer dir.Close() //nolint:errcheck // synced below
 	if err := etc(ctx, dir, "etc"); err != nil {
 		return &etcError{"make /etc of deployment " + short(d.ID), err}
+	}
+	site, err := siteKargs(dir, "etc")
+	if err != nil {
+		return err
+	}
+	if d, err = m.withKargs(d, image, site); err != nil {
+		return err
 	}
 	if err := dir.Symlink(varTarget, "var"); err != nil {
 		return err
@@ -205,15 +211,15 @@ const mergeTries = 5
 
 // stageEtc makes the state of a deployment with a merged /etc. res is a merge
 // that was decided already; it is decided again if /etc has changed since.
-func (m *machine) stageEtc(ctx context.Context, name string, d record.Deployment, next *tree.Node, res *etcmerge.Result) error {
+func (m *machine) stageEtc(ctx context.Context, name string, d record.Deployment, img *image, res *etcmerge.Result) error {
 	for n := 1; ; n++ {
-		err := m.makeState(ctx, name, d, m.buildEtc(res))
+		err := m.makeState(ctx, name, d, img.kargs, m.buildEtc(res))
 		var changed *etcmerge.ChangedError
 		if !errors.As(err, &changed) || n == mergeTries {
 			return err
 		}
 		m.Logger.Info("/etc changed while it was merged", "error", err)
-		if res, err = m.mergeEtc(ctx, next); err != nil {
+		if res, err = m.mergeEtc(ctx, img.tree); err != nil {
 			return err
 		}
 	}
@@ -268,6 +274,10 @@ func (m *machine) remakeEtc(ctx context.Context, name, id string) error {
 			return err
 		}
 	}
+	d, err := m.refreshKargs(ctx, dir, newEtc, id)
+	if err != nil {
+		return err
+	}
 	// A killed run must find one whole /etc, and a report that is not newer.
 	if err := dir.SyncFS(); err != nil {
 		return err
@@ -276,6 +286,9 @@ func (m *machine) remakeEtc(ctx context.Context, name, id string) error {
 		return err
 	}
 	if err := dir.Sync(); err != nil {
+		return err
+	}
+	if err := writeRecords(dir, d); err != nil {
 		return err
 	}
 	if err := writeReport(dir, res); err != nil {

@@ -93,9 +93,10 @@ type DeploymentStatus struct {
 	Kernel         string        `json:"kernel"`
 	BootDigest     string        `json:"bootDigest"`
 	Options        string        `json:"options"`
-	Created        string        `json:"created"` // RFC 3339, "" if there is no record
-	Failure        string        `json:"failure"` // why it is not tried again, or why finalize failed
-	Entries        []EntryStatus `json:"entries"` // by sequence number
+	Kargs          []record.Karg `json:"kernelArguments"` // of its boot entry, in order, with their sources
+	Created        string        `json:"created"`         // RFC 3339, "" if there is no record
+	Failure        string        `json:"failure"`         // why it is not tried again, or why finalize failed
+	Entries        []EntryStatus `json:"entries"`         // by sequence number
 }
 
 // EntryStatus is one boot entry of a deployment.
@@ -159,7 +160,7 @@ func (b *statusBuilder) deployment(id string) DeploymentStatus {
 		ID: id, PlainID: d.PlainID, Roles: b.roles(id), State: b.state(id), Reference: d.Reference,
 		ManifestDigest: d.ManifestDigest, IndexDigest: d.IndexDigest, ConfigDigest: d.ConfigDigest,
 		ImageVersion: d.ImageVersion, OSID: d.OSID, OSVersion: d.OSVersion, Title: d.Title, Kernel: d.Kernel,
-		BootDigest: d.BootDigest, Options: d.Options, Created: rfc3339(d.Created), Entries: []EntryStatus{},
+		BootDigest: d.BootDigest, Options: d.Options, Kargs: b.kargsOf(id), Created: rfc3339(d.Created), Entries: []EntryStatus{},
 	}
 	if f := b.in.State.FailureOf(id); f != nil {
 		out.Failure = f.Reason

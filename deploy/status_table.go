@@ -2,6 +2,7 @@ package deploy
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -9,6 +10,7 @@ import (
 type StatusTable struct {
 	Lines    []string   // about the machine
 	Rows     [][]string // of the deployments; the first is the header; nil if there are none
+	Kargs    [][]string // kernel arguments and their sources, likewise; shown if more is asked for
 	Problems []string   // one line each
 }
 
@@ -44,6 +46,14 @@ func (s Status) Table() StatusTable {
 			strings.Join(d.Roles, ","), short(d.ID), dash(d.Reference), dash(firstOf(d.ImageVersion, d.OSVersion)), dash(d.Kernel),
 			stateText(d), entryText(d),
 		})
+	}
+	for _, d := range own.Deployments {
+		for _, k := range d.Kargs {
+			t.Kargs = append(t.Kargs, []string{short(d.ID), strings.ReplaceAll(k.Argument, d.ID, short(d.ID)), firstOf(k.File, k.Source)})
+		}
+	}
+	if len(t.Kargs) > 0 {
+		t.Kargs = slices.Insert(t.Kargs, 0, []string{"ID", "KERNEL ARGUMENT", "FROM"})
 	}
 	for _, p := range own.Problems {
 		text := p.Code + ": " + p.Message

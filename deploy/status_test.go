@@ -66,6 +66,10 @@ func (m *statusMachine) deployment(id, version string) {
 		Architecture: "amd64", ImageVersion: version, ImageCreated: "2026-11-24T09:00:00Z", OSID: "debian", OSVersion: "13",
 		Title: "Debian GNU/Linux 13 (trixie)", Kernel: "6.12.57+deb13-amd64", BootType: "bls", BootDigest: payloadOf(id),
 		Options: "root=UUID=4f68 composefs.digest=v1-sha512-12:" + id + " rw", Transaction: "t" + version, Created: statusTime,
+		Kargs: []record.Karg{
+			{Argument: "root=UUID=4f68", Source: record.KargCfsboot}, {Argument: "composefs.digest=v1-sha512-12:" + id, Source: record.KargCfsboot},
+			{Argument: "rw", Source: record.KargImage, File: "/usr/lib/bootc/kargs.d/10-root.toml"},
+		},
 	}
 }
 
@@ -268,6 +272,9 @@ func tableText(table deploy.StatusTable) []byte {
 	}
 	for _, row := range table.Rows {
 		b.WriteString(strings.Join(row, " | ") + "\n")
+	}
+	for _, row := range table.Kargs {
+		b.WriteString("k " + strings.Join(row, " | ") + "\n")
 	}
 	for _, p := range table.Problems {
 		b.WriteString("! " + p + "\n")

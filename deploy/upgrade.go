@@ -143,6 +143,9 @@ func (m *machine) stage(ctx context.Context, src oci.Source, reference string, o
 	if err := m.checkESPSpace(); err != nil {
 		return nil, err
 	}
+	if _, err := m.liveKargs(); err != nil {
+		return nil, err
+	}
 	tx := newTransaction()
 	if err := m.add(record.Event{Kind: record.EventBegin, Transaction: tx, Op: record.OpUpgrade, Reference: reference}); err != nil {
 		return nil, err
@@ -175,6 +178,11 @@ func (m *machine) stage(ctx context.Context, src oci.Source, reference string, o
 			return nil, err
 		}
 	}
+	d := img.record
+	d.Kargs, d.Transaction, d.Created = m.baseKargs(), tx, m.Clock.Now()
+	if err := m.checkKargs(d, img); err != nil {
+		return nil, err
+	}
 	m.say("staging deployment %s", short(img.id()))
 	res, err := m.mergeEtc(ctx, img.tree)
 	if err != nil {
@@ -186,9 +194,7 @@ func (m *machine) stage(ctx context.Context, src oci.Source, reference string, o
 	if err := m.hold(ctx, img.id(), img.holdings); err != nil {
 		return nil, err
 	}
-	d := img.record
-	d.Options, d.Transaction, d.Created = m.nextOptions(img.Boot), tx, m.Clock.Now()
-	if err := m.stageEtc(ctx, stagedOf(d.ID), d, img.tree, res); err != nil {
+	if err := m.stageEtc(ctx, stagedOf(d.ID), d, img, res); err != nil {
 		return nil, err
 	}
 	if err := m.placePayload(ctx, img); err != nil {

@@ -11,7 +11,10 @@ import (
 )
 
 // statusResult is what `status` prints. Its JSON is bootc's v1 document, ours under one key.
-type statusResult struct{ deploy.Status }
+type statusResult struct {
+	deploy.Status
+	verbose bool // kernel arguments too
+}
 
 func (r statusResult) table(p *page) {
 	t := r.Table()
@@ -19,6 +22,9 @@ func (r statusResult) table(p *page) {
 		p.line("%s", line)
 	}
 	p.columns(t.Rows...)
+	if r.verbose {
+		p.columns(t.Kargs...)
+	}
 	for _, problem := range t.Problems {
 		p.line("problem: %s", problem)
 	}
@@ -30,10 +36,11 @@ func newStatusCommand(e *env) *cobra.Command {
 		Use:   "status",
 		Short: "Show what is booted, staged and kept, and what is wrong",
 		Long: `Show what is booted, staged and kept. It needs no root and never fails: what it cannot read is listed
-under problems, and a machine that cfsboot does not manage is said to be one.`,
+under problems, and a machine that cfsboot does not manage is said to be one. With --verbose it also
+shows the kernel arguments of each deployment and where each comes from.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			r := statusResult{deploy.ReadStatus(cmd.Context(), e.machine())}
+			r := statusResult{deploy.ReadStatus(cmd.Context(), e.machine()), e.opts.verbose}
 			switch {
 			case format == "yaml":
 				return printError(writeYAML(e.stdout, r))

@@ -41,6 +41,7 @@ type Deployment struct {
 	BootType       string    `json:"boot_type"`   // "bls"
 	BootDigest     string    `json:"boot_digest"` // names the payload on the boot partition
 	Options        string    `json:"options"`     // kernel command line of the entry
+	Kargs          []Karg    `json:"kargs"`       // its arguments, repeated ones included; empty: nobody wrote down where they come from
 	Insecure       bool      `json:"insecure"`    // '?' in the karg: fs-verity is not enforced
 	Transaction    string    `json:"transaction"`
 	Created        time.Time `json:"created"` // of the deployment, UTC
@@ -51,6 +52,9 @@ type Deployment struct {
 func (d Deployment) Encode() ([]byte, error) {
 	if d.Schema == "" {
 		d.Schema = DeploymentSchema
+	}
+	if d.Kargs == nil {
+		d.Kargs = []Karg{}
 	}
 	d.Created = d.Created.UTC().Truncate(time.Second)
 	if err := d.check(); err != nil {

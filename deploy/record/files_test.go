@@ -145,6 +145,7 @@ func sampleDeployment() record.Deployment {
 		Architecture: "amd64", ImageVersion: "1.0", ImageCreated: "2026-11-25T10:00:00Z", OSID: "debian", OSVersion: "13",
 		Title: "Debian GNU/Linux 13 (trixie)", Kernel: "6.12.1-amd64", BootType: "bls", BootDigest: bd1,
 		Options: "root=UUID=x rw", Transaction: "t1", Created: start,
+		Kargs: []record.Karg{{Argument: "root=UUID=x", Source: record.KargCfsboot}, {Argument: "rw", Source: record.KargSite, File: "/etc/cfsboot/kargs.d/a.toml"}},
 	}
 }
 
