@@ -217,7 +217,7 @@ func imageKargsFile(name string, x *tree.Node, o bootimage.ObjectOpener) ([]byte
 	if err != nil {
 		return nil, err
 	}
-	defer r.Close() //nolint:errcheck // read only
+	defer r.Close()
 	return io.ReadAll(r)
 }
 
