@@ -9,14 +9,40 @@ CACHE       := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/cfsboot
 GOBUILD     := CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X main.version=$(VERSION)"
 LAB         := $(GO) run ./tests/vm/cmd/lab
 FUZZTIME    ?= 30s
+BIN         ?= bin
 export PATH := $(dir $(GO)):$(PATH):$(CACHE)/mkcomposefs/bin:$(CACHE)/cfsctl/bin
 
-.PHONY: all build demo test setup check unit oracle root vm bench interop lint fuzz deps clean
+.PHONY: all build install rootfs arm64 demo test setup check unit oracle root vm bench interop lint fuzz deps clean
 all: build
 
 build: ## static programs in bin/
-	$(GOBUILD) -o bin/cfsboot ./cmd/cfsboot
-	$(GOBUILD) -o bin/cfsboot-setup-root ./cmd/cfsboot-setup-root
+	$(GOBUILD) -o '$(BIN)/cfsboot' ./cmd/cfsboot
+	$(GOBUILD) -o '$(BIN)/cfsboot-setup-root' ./cmd/cfsboot-setup-root
+
+# Unit and drop-in files keep their names and folders; programs that are built for another machine cannot print their completions.
+UNITS = $(shell cd systemd/host && find . -type f ! -name '*.preset')
+PUT   = install -D -m 644
+install: build ## programs, units, dracut module and completions below DESTDIR, as an image or a package wants them
+	install -D -m 755 '$(BIN)/cfsboot' '$(DESTDIR)/usr/bin/cfsboot'
+	install -D -m 755 '$(BIN)/cfsboot-setup-root' '$(DESTDIR)/usr/lib/cfsboot/cfsboot-setup-root'
+	for f in $(UNITS); do $(PUT) "systemd/host/$$f" '$(DESTDIR)'"/usr/lib/systemd/system/$$f"; done
+	$(PUT) -t '$(DESTDIR)/usr/lib/systemd/system-preset' systemd/host/*.preset
+	$(PUT) -t '$(DESTDIR)/usr/lib/cfsboot/initramfs' systemd/initramfs/*
+	$(PUT) -t '$(DESTDIR)/usr/lib/dracut/modules.d/37cfsboot' systemd/dracut/37cfsboot/*
+	mkdir -p '$(BIN)/completion'
+	for s in bash zsh fish; do env -u GOOS -u GOARCH $(GO) run ./cmd/cfsboot completion $$s >'$(BIN)'/completion/$$s; done
+	$(PUT) '$(BIN)'/completion/bash '$(DESTDIR)/usr/share/bash-completion/completions/cfsboot'
+	$(PUT) '$(BIN)'/completion/zsh '$(DESTDIR)/usr/share/zsh/vendor-completions/_cfsboot'
+	$(PUT) '$(BIN)'/completion/fish '$(DESTDIR)/usr/share/fish/vendor_completions.d/cfsboot.fish'
+
+rootfs: ## what the Containerfile copies into an image, in bin/rootfs
+	rm -rf bin/rootfs
+	$(MAKE) --no-print-directory install DESTDIR=bin/rootfs
+
+arm64: ## the programs for the other architecture, in bin/arm64, and its tests compiled
+	mkdir -p bin/arm64
+	GOARCH=arm64 $(GOBUILD) -o bin/arm64/ ./cmd/...
+	CGO_ENABLED=0 GOARCH=arm64 $(GO) vet -trimpath ./...
 
 demo: setup ## from a registry to a booted machine, an upgrade and a rollback, as a transcript
 	$(LAB) demo
@@ -26,7 +52,7 @@ test: setup check unit oracle root vm ## everything that CI runs
 setup: ## packages, kernel and images that the tests need
 	$(LAB) setup
 
-check: ## formatting, module file, vet, staticcheck
+check: arm64 ## formatting, module file, vet, staticcheck; everything for arm64 too
 	@out=$$(gofmt -l .); [ -z "$$out" ] || { echo "not formatted: $$out"; exit 1; }
 	$(GO) mod tidy -diff
 	$(GO) mod verify

@@ -39,6 +39,7 @@ whose fs-verity digest the boot entry names.`,
 		newInitramfsCommand(e),
 	)
 	refuseUnknown(cmd)
+	addCompletions(cmd, e)
 	return cmd
 }
 

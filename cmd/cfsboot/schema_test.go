@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
 	"github.com/cfsboot/cfsboot/deploy"
@@ -130,6 +131,59 @@ func TestSchemas(t *testing.T) {
 			}
 		}
 	})
+}
+
+// commandSchemas is what each command prints with --json.
+var commandSchemas = map[string]string{
+	"cfsboot status":                "status-1",
+	"cfsboot upgrade":               "change-1",
+	"cfsboot rollback":              "change-1",
+	"cfsboot finalize":              "change-1",
+	"cfsboot install to-filesystem": "change-1",
+	"cfsboot oci pull":              "oci-pull-1",
+	"cfsboot oci images":            "oci-images-1",
+	"cfsboot oci inspect":           "oci-inspect-1",
+	"cfsboot oci mount":             "oci-mount-1",
+	"cfsboot repo init":             "repo-init-1",
+	"cfsboot repo gc":               "repo-gc-1",
+	"cfsboot initramfs":             "initramfs-1",
+}
+
+// TestEveryCommandHasSchema walks all commands: each has a checked-in schema for what it prints with --json (that it follows it is
+// TestSchemas), each knows the flag, and its errors are one line of JSON.
+func TestEveryCommandHasSchema(t *testing.T) {
+	errorSchema := jsonschema.Load(t, filepath.Join(schemaDir, "error-1.schema.json"))
+	seen := map[string]bool{}
+	var walk func(c *cobra.Command)
+	walk = func(c *cobra.Command) {
+		for _, sub := range c.Commands() {
+			walk(sub)
+		}
+		if c.HasSubCommands() {
+			return
+		}
+		path := c.CommandPath()
+		seen[path] = true
+		schema, ok := commandSchemas[path]
+		if !ok {
+			t.Errorf("%s: no schema is named for it", path)
+			return
+		}
+		if _, err := os.Stat(filepath.Join(schemaDir, schema+".schema.json")); err != nil {
+			t.Errorf("%s: %v", path, err)
+		}
+		status, stdout, stderr := capture(t, append(strings.Fields(path)[1:], "--json", "--no-such-flag")...)
+		if status != 2 || len(stdout) > 0 || bytes.Count(stderr, []byte("\n")) != 1 {
+			t.Errorf("%s: status %d, %q, %q, want one line of error", path, status, stdout, stderr)
+		}
+		errorSchema.Check(t, stderr)
+	}
+	walk(newRootCommand(newEnv(nil, nil, nil)))
+	for path := range commandSchemas {
+		if !seen[path] {
+			t.Errorf("%s: there is no such command", path)
+		}
+	}
 }
 
 // reportOf returns what --json prints for an error: one line.

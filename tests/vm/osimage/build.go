@@ -49,10 +49,10 @@ func BuildAndPush(ctx context.Context, reg *registry.Registry, log func(format s
 	if err != nil {
 		return nil, err
 	}
-	build := exec.CommandContext(ctx, "make", "-s", "build")
+	build := exec.CommandContext(ctx, "make", "-s", "rootfs")
 	build.Dir = root
 	if out, err := build.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("make build: %w\n%s", err, out)
+		return nil, fmt.Errorf("make rootfs: %w\n%s", err, out)
 	}
 	log("programs are built")
 	store, err := OpenStore()
