@@ -24,6 +24,10 @@ const (
 	CodeFailed     = "failed-boot" // the deployment did not boot before
 	CodeNoESP      = "no-esp"      // no boot partition found
 	CodeKarg       = "karg"        // a kernel argument that must not be given
+	CodeInUse      = "in-use"      // the disk is used by somebody
+	CodeNotEmpty   = "not-empty"   // the disk holds something that must not be destroyed
+	CodeIncomplete = "incomplete"  // the disk holds an installation that was interrupted
+	CodeIdentity   = "identity"    // no name for a machine, or no public keys
 )
 
 // RefusedError is a refusal by rule, made before anything was changed.

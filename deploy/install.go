@@ -43,6 +43,28 @@ type InstallOptions struct {
 	Timeout int
 	// RootUUID is used in root=UUID=; "" means that of the target file system.
 	RootUUID string
+	// RootSSHKeys are public keys, as in authorized_keys, that root of the machine
+	// can be logged in to with; nil: none.
+	RootSSHKeys []byte
+	Hostname    string // of the machine; "": the image decides
+}
+
+// check refuses what can be seen to be wrong without looking at anything.
+func (o InstallOptions) check() error {
+	if err := checkKargs(append([]string{"root=UUID=" + o.RootUUID}, o.Kargs...)); err != nil {
+		return err
+	}
+	if o.RootSSHKeys != nil {
+		if _, err := install.CheckAuthorizedKeys(o.RootSSHKeys); err != nil {
+			return &RefusedError{Code: CodeIdentity, Err: err}
+		}
+	}
+	if o.Hostname != "" {
+		if err := install.CheckHostname(o.Hostname); err != nil {
+			return &RefusedError{Code: CodeIdentity, Err: err}
+		}
+	}
+	return nil
 }
 
 // defaultTimeout is how many seconds the loader shows its menu.
@@ -59,7 +81,7 @@ const defaultTimeout = 3
 func Install(ctx context.Context, dir string, o InstallOptions) (_ *Change, err error) {
 	m := &machine{Options: o.withDefaults()}
 	defer func() { err = errors.Join(err, m.Close()) }()
-	if err := checkKargs(append([]string{"root=UUID=" + o.RootUUID}, o.Kargs...)); err != nil {
+	if err := o.check(); err != nil {
 		return nil, err
 	}
 	target := o.TargetImage
@@ -332,9 +354,15 @@ func (m *machine) install(ctx context.Context, src oci.Source, tx string, target
 	if err := m.fillVar(ctx, img.tree); err != nil {
 		return nil, err
 	}
+	if err := m.writeRootKeys(img.tree, o.RootSSHKeys); err != nil {
+		return nil, err
+	}
 	m.say("making the state of deployment %s", short(d.ID))
 	err = m.makeState(ctx, stateOf(d.ID), d, img.kargs, func(ctx context.Context, dir *durable.Dir, name string) error {
-		return etcmerge.CopyEtc(ctx, dir, name, etc, m.repo)
+		if err := etcmerge.CopyEtc(ctx, dir, name, etc, m.repo); err != nil {
+			return err
+		}
+		return writeHostname(dir, name, o.Hostname)
 	})
 	if err != nil {
 		return nil, err

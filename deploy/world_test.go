@@ -158,7 +158,9 @@ type world struct {
 	clock   *clock
 	killer  *killer // nil: no faults
 	verity  bool    // the root file system has fs-verity
-	limit   int64   // size of the boot partition, bytes; 0: that of the file system below
+	// identity is what installations are given.
+	keys, hostname string
+	limit          int64 // size of the boot partition, bytes; 0: that of the file system below
 }
 
 func newWorld(t *testing.T) *world {
@@ -234,11 +236,19 @@ func (w *world) pull() deploy.PullOptions {
 	}}
 }
 
+func (w *world) rootKeys() []byte {
+	if w.keys == "" {
+		return nil
+	}
+	return []byte(w.keys)
+}
+
 func (w *world) install(img *ocitest.Image) (*deploy.Change, error) {
 	w.tag = img
 	return deploy.Install(w.t.Context(), w.root.Path(), deploy.InstallOptions{
 		Options: w.options(), PullOptions: w.pull(), Image: reference, AllowMissingVerity: !w.verity,
 		RootUUID: "11111111-2222-3333-4444-555555555555", Kargs: []string{"quiet", "console=ttyS0"},
+		RootSSHKeys: w.rootKeys(), Hostname: w.hostname,
 	})
 }
 

@@ -106,6 +106,7 @@ func newFinalizeCommand(e *env) *cobra.Command {
 func newInstallToFilesystemCommand(e *env) *cobra.Command {
 	var o deploy.InstallOptions
 	var src sourceFlags
+	var id identityFlags
 	cmd := &cobra.Command{
 		Use:   "to-filesystem DIR",
 		Short: "Install an image on the mounted file system DIR, which becomes the root file system",
@@ -120,6 +121,9 @@ systemd-boot, comes from the image. An interrupted installation is finished by r
 			if o.PullOptions, err = src.options(cmd, e); err != nil {
 				return err
 			}
+			if err := id.apply(&o); err != nil {
+				return err
+			}
 			o.Options = e.machine()
 			return e.changed(deploy.Install(cmd.Context(), args[0], o))
 		},
@@ -131,6 +135,7 @@ systemd-boot, comes from the image. An interrupted installation is finished by r
 	f.StringVar(&o.ESPPath, "esp", "", "where the EFI system partition is mounted (default: boot/efi, efi or boot below DIR)")
 	f.StringVar(&o.RootUUID, "root-uuid", "", "`UUID` of the file system for root= (default: read from it)")
 	f.BoolVar(&o.AllowMissingVerity, "allow-missing-verity", false, "install where the kernel or the file system has no fs-verity: changed files go unnoticed")
+	id.bind(cmd)
 	src.bind(cmd)
 	return cmd
 }

@@ -94,6 +94,10 @@ func TestSchemas(t *testing.T) {
 		result result
 	}{
 		{"change-1", changeResult{"cfsboot.change/1", &deploy.Change{Action: deploy.ActionStaged, Deployment: "ab", Entry: 7, Warnings: []string{"x"}}}},
+		{"install-to-disk-1", newInstallDiskResult(&deploy.DiskChange{
+			Change: &deploy.Change{Action: deploy.ActionArmed, Deployment: "ab", Entry: 1, Warnings: []string{}},
+			Disk:   deploy.InstalledDisk{Path: "/dev/sda", ESP: deploy.InstalledPartition{Number: 1}, Root: deploy.InstalledPartition{Number: 2}, Destroyed: []string{"x"}},
+		})},
 		{"oci-mount-1", mountResult{"cfsboot.oci-mount/1", "os", "ab", "/mnt", true}},
 		{"initramfs-1", initramfsResult{"cfsboot.initramfs/1", "initrd", systemd.InitrdResult{Changed: true, Compression: []string{"zstd"}, Modules: []string{"erofs.ko"}, SizeBytes: 1}}},
 	} {

@@ -1,6 +1,8 @@
 // Package install holds the parts of an installation that are not shared with an
 // upgrade: what kind of target it is (file system UUID, ESP below the mount
-// point) and the boot loader's files.
+// point), the boot loader's files, and the making of a disk: what is on it and who
+// uses it ([Prober]), how it is divided ([PlanDisk], which is pure), and the
+// programs that do it ([DiskPlan.Divide]). docs/design/install.md is normative.
 //
 // systemd-boot is installed without bootctl: its PE file comes from the image
 // that is installed, so the loader is exactly as old as the system, and it is

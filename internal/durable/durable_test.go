@@ -201,6 +201,12 @@ func TestMetadata(t *testing.T) {
 	if f.Size() != 7 {
 		t.Errorf("got size %d, want 7", f.Size())
 	}
+	sparse, err := d.Create("sparse", 0o600)
+	must(t, err)
+	must(t, errors.Join(sparse.Truncate(1<<40), sparse.Close()))
+	if st, err := d.Lstat("sparse"); err != nil || st.Size != 1<<40 || st.Blocks != 0 {
+		t.Errorf("got %d bytes in %d blocks, %v", st.Size, st.Blocks, err)
+	}
 	must(t, d.Symlink("file", "link"))
 	must(t, errors.Join(d.Utimes("link", when, when), d.Lchown("link", os.Getuid(), os.Getgid())))
 	for _, name := range []string{"file", "link"} {

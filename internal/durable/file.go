@@ -122,6 +122,11 @@ func (f *File) Sync() error {
 	return f.d.wrap("fsync", f.name, err)
 }
 
+// Truncate sets the size to size bytes; what is new is a hole.
+func (f *File) Truncate(size int64) error {
+	return f.meta("truncate", func() error { return unix.Ftruncate(f.fd, size) })
+}
+
 // Chmod sets the permission bits (12 bits, not masked by the umask).
 func (f *File) Chmod(mode uint32) error {
 	return f.meta("chmod", func() error { return unix.Fchmod(f.fd, mode) })

@@ -1,0 +1,405 @@
+package deploy_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cfsboot/cfsboot/deploy"
+	"github.com/cfsboot/cfsboot/deploy/esp"
+	"github.com/cfsboot/cfsboot/deploy/install"
+	"github.com/cfsboot/cfsboot/internal/durable"
+	"github.com/cfsboot/cfsboot/internal/mnt"
+	"github.com/cfsboot/cfsboot/repo"
+	"github.com/cfsboot/cfsboot/repo/oci"
+	"github.com/cfsboot/cfsboot/repo/oci/ocitest"
+)
+
+const testKey = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIBxS1GhIJjjQYGHQxaR6OUUFJHYVpXK7yJ8nOJq1hYkT test"
+
+const testDiskSize = 600 << 20
+
+// linkedHome is a release whose /root leads into /var, as image-mode systems have it.
+func linkedHome(t *testing.T, name string) *ocitest.Image {
+	t.Helper()
+	files := osTree(name)
+	delete(files, "root/")
+	files["root"] = "-> var/roothome"
+	return buildImage(t, files)
+}
+
+func needLab(t *testing.T) {
+	t.Helper()
+	if os.Getenv("CFSBOOT_ROOT_TESTS") != "1" {
+		t.Skip("needs the lab's kernel and file system (CFSBOOT_ROOT_TESTS=1)")
+	}
+}
+
+func diskOptions(img *ocitest.Image) deploy.DiskOptions {
+	w := &world{tag: img}
+	return deploy.DiskOptions{InstallOptions: deploy.InstallOptions{
+		PullOptions: w.pull(), Image: reference, Kargs: []string{"quiet"}, Hostname: "host-7", RootSSHKeys: []byte(testKey),
+	}}
+}
+
+// blockDevice is a loop device with partitions over a sparse file.
+func blockDevice(t *testing.T, size int64) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "disk")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(file, size); err != nil {
+		t.Fatal(err)
+	}
+	device := loopDevice(t, file)
+	f, err := os.OpenFile(device, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	info, err := unix.IoctlLoopGetStatus64(int(f.Fd()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	info.Flags |= unix.LO_FLAGS_PARTSCAN
+	if err := unix.IoctlLoopSetStatus64(int(f.Fd()), info); err != nil {
+		t.Fatal(err)
+	}
+	return device
+}
+
+// partitionsOf reads the table of a disk.
+func partitionsOf(t *testing.T, path string) []esp.Partition {
+	t.Helper()
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	parts, err := esp.ReadGPT(f, 512)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return parts
+}
+
+// mounted mounts a part of a file and returns where.
+func mounted(t *testing.T, mount func(string) (*mnt.Mount, error), file string, part esp.Partition) string {
+	t.Helper()
+	out, err := exec.CommandContext(t.Context(), "losetup", "--show", "-f", "-o", fmt.Sprint(part.Start), "--sizelimit", fmt.Sprint(part.Size), file).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	device := strings.TrimSpace(string(out))
+	m, err := mount(device)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = m.Close()
+		if out, err := exec.CommandContext(context.Background(), "losetup", "-d", device).CombinedOutput(); err != nil {
+			t.Errorf("losetup -d: %v\n%s", err, out)
+		}
+	})
+	return fmt.Sprintf("/proc/self/fd/%d", m.File().Fd())
+}
+
+// TestRootInstallToFile installs to a new file and boots from what is in it.
+func TestRootInstallToFile(t *testing.T) {
+	needLab(t)
+	img := linkedHome(t, "1")
+	file := filepath.Join(t.TempDir(), "image")
+	o := diskOptions(img)
+	o.Size = testDiskSize
+	c, err := deploy.InstallToDisk(t.Context(), file, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	parts := partitionsOf(t, file)
+	if len(parts) != 2 || parts[0].Type != esp.TypeESP || parts[1].Name != install.RootName {
+		t.Fatalf("partitions %+v", parts)
+	}
+	if c.Action != deploy.ActionArmed || len(c.Disk.Destroyed) != 0 || c.Disk.Root.PartUUID != parts[1].UUID || c.Disk.ESP.SizeBytes != install.DefaultESPSize(testDiskSize) {
+		t.Errorf("result %+v %+v", c.Change, c.Disk)
+	}
+	root := mounted(t, mnt.Ext4, file, parts[1])
+	w := &world{
+		t: t, root: realDisk{t, root}, fat: realDisk{t, mounted(t, mnt.FAT, file, parts[0])}, running: t.TempDir(), tag: img,
+		systemd: &fakeSystemd{}, clock: &clock{}, verity: true,
+	}
+	id := w.boot()
+	if got := w.etc(id, "hostname"); id != c.Deployment || got != "host-7\n" {
+		t.Errorf("booted %s with hostname %q, want %s", id, got, c.Deployment)
+	}
+	checkKeyFile(t, root, testKey+"\n")
+	entries, err := filepath.Glob(w.fat.Path() + "/loader/entries/cfsboot_*.conf")
+	if err != nil || len(entries) != 1 {
+		t.Fatalf("entries %v, %v", entries, err)
+	}
+	if text, err := os.ReadFile(entries[0]); err != nil || !bytes.Contains(text, []byte(" root=UUID="+c.Disk.RootUUID+" quiet rw ")) {
+		t.Errorf("entry %s, %v", text, err)
+	}
+	// Upgrades keep the key and the name.
+	img2 := linkedHome(t, "2")
+	if _, err := w.upgrade(img2); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.finalize(); err != nil {
+		t.Fatal(err)
+	}
+	if got := w.etc(w.boot(), "hostname"); got != "host-7\n" {
+		t.Errorf("hostname after an upgrade: %q", got)
+	}
+	checkKeyFile(t, root, testKey+"\n")
+}
+
+// checkKeyFile looks at the permissions that sshd insists on.
+func checkKeyFile(t *testing.T, root, want string) {
+	t.Helper()
+	home := filepath.Join(root, "state/os/default/var/roothome")
+	for name, mode := range map[string]fs.FileMode{"": fs.ModeDir | 0o700, ".ssh": fs.ModeDir | 0o700, ".ssh/authorized_keys": 0o600} {
+		st, err := os.Stat(filepath.Join(home, name))
+		if err != nil {
+			t.Error(err)
+		} else if st.Mode() != mode {
+			t.Errorf("%s/%s: mode %v, want %v", home, name, st.Mode(), mode)
+		}
+	}
+	if got, err := os.ReadFile(filepath.Join(home, ".ssh/authorized_keys")); err != nil || string(got) != want {
+		t.Errorf("keys %q, %v", got, err)
+	}
+}
+
+// TestRootInstallToDevice: an empty disk, then the same one with --wipe.
+func TestRootInstallToDevice(t *testing.T) {
+	needLab(t)
+	device := blockDevice(t, testDiskSize)
+	o := diskOptions(linkedHome(t, "1"))
+	o.ESPSize = 64 << 20
+	first, err := deploy.InstallToDisk(t.Context(), device, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := head(t, device)
+	_, err = deploy.InstallToDisk(t.Context(), device, o)
+	wantRefusal(t, err, deploy.CodeNotEmpty, `"ESP"`, `partition 2 "root" of`, `ext4 "root"`, "--wipe destroys")
+	if !bytes.Equal(before, head(t, device)) {
+		t.Error("the refused installation changed the disk")
+	}
+	o.Wipe = true
+	second, err := deploy.InstallToDisk(t.Context(), device, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if first.Disk.RootUUID == second.Disk.RootUUID || len(second.Disk.Destroyed) != 3 {
+		t.Errorf("UUIDs %s and %s, destroyed %q", first.Disk.RootUUID, second.Disk.RootUUID, second.Disk.Destroyed)
+	}
+	part := device + "p2"
+	_, err = deploy.InstallToDisk(t.Context(), part, o)
+	wantRefusal(t, err, deploy.CodeTarget, "it is a partition of")
+
+	// Mounted, in a place that no table shows: --wipe does not help.
+	m, err := mnt.Ext4(part)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = deploy.InstallToDisk(t.Context(), device, o)
+	wantRefusal(t, err, deploy.CodeInUse, "busy")
+	dir := t.TempDir()
+	if err := m.Attach(dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Close(); err != nil {
+		t.Fatal(err)
+	}
+	_, err = deploy.InstallToDisk(t.Context(), device, o)
+	wantRefusal(t, err, deploy.CodeInUse, "is mounted at", dir)
+	if err := mnt.Detach(dir); err != nil {
+		t.Fatal(err)
+	}
+	// Somebody else writes the disk.
+	f, err := os.Open(device)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	var locked *repo.LockedError
+	if _, err = deploy.InstallToDisk(t.Context(), device, o); !errors.As(err, &locked) {
+		t.Errorf("got %v, want a LockedError", err)
+	}
+}
+
+func head(t *testing.T, device string) []byte {
+	t.Helper()
+	f, err := os.Open(device)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	b := make([]byte, 4<<20)
+	if _, err := f.ReadAt(b, 0); err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func wantRefusal(t *testing.T, err error, code string, parts ...string) {
+	t.Helper()
+	var refused *deploy.RefusedError
+	if !errors.As(err, &refused) || refused.Code != code {
+		t.Errorf("got %v, want a refusal %q", err, code)
+		return
+	}
+	for _, x := range parts {
+		if !strings.Contains(err.Error(), x) {
+			t.Errorf("%q does not tell %q", err, x)
+		}
+	}
+}
+
+// stopper are tools that end an installation at its n-th program that writes.
+type stopper struct {
+	install.Programs
+	left int
+	err  error
+}
+
+func (s *stopper) Run(ctx context.Context, stdin, name string, args ...string) ([]byte, error) {
+	if name != "wipefs" {
+		if s.left--; s.left < 0 {
+			return nil, s.err
+		}
+	}
+	return s.Programs.Run(ctx, stdin, name, args...)
+}
+
+// TestRootInstallInterrupted: wherever it ends, the disk is as it was, complete, or
+// recognised as incomplete, and --wipe starts over.
+func TestRootInstallInterrupted(t *testing.T) {
+	needLab(t)
+	img := linkedHome(t, "1")
+	stop := errors.New("stopped")
+	for n := range 5 { // sfdisk, mkfs.vfat, mkfs.ext4, sfdisk; then nothing stops it
+		file := filepath.Join(t.TempDir(), "image")
+		o := diskOptions(img)
+		o.Size, o.Tools = testDiskSize, &stopper{left: n, err: stop}
+		_, err := deploy.InstallToDisk(t.Context(), file, o)
+		if n == 4 {
+			if err != nil {
+				t.Fatal(err)
+			}
+			break
+		}
+		if !errors.Is(err, stop) {
+			t.Fatalf("stopped at program %d: got %v", n+1, err)
+		}
+		o.Size, o.Tools = 0, nil
+		_, err = deploy.InstallToDisk(t.Context(), file, o)
+		if n == 0 { // nothing was written
+			if err != nil {
+				t.Errorf("an untouched disk: %v", err)
+			}
+			continue
+		}
+		wantRefusal(t, err, deploy.CodeIncomplete, "was interrupted and is incomplete; --wipe starts over")
+		o.Wipe = true
+		c, err := deploy.InstallToDisk(t.Context(), file, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(c.Disk.Destroyed) == 0 || partitionsOf(t, file)[1].Name != install.RootName {
+			t.Errorf("after program %d: destroyed %q", n+1, c.Disk.Destroyed)
+		}
+	}
+	// In the middle of the pull, and cancelled.
+	file := filepath.Join(t.TempDir(), "image")
+	o := diskOptions(img)
+	o.Size = testDiskSize
+	ctx, cancel := context.WithCancel(t.Context())
+	open, calls := o.OpenSource, 0
+	o.OpenSource = func(ctx context.Context, ref string) (oci.Source, error) {
+		if calls++; calls == 2 {
+			cancel()
+			return nil, ctx.Err()
+		}
+		return open(ctx, ref)
+	}
+	if _, err := deploy.InstallToDisk(ctx, file, o); !errors.Is(err, context.Canceled) {
+		t.Fatalf("got %v", err)
+	}
+	o = diskOptions(img)
+	_, err := deploy.InstallToDisk(t.Context(), file, o)
+	wantRefusal(t, err, deploy.CodeIncomplete, "incomplete")
+}
+
+// TestRootInstallRefusedUntouched: what can be known before is known before.
+func TestRootInstallRefusedUntouched(t *testing.T) {
+	needLab(t)
+	img := linkedHome(t, "1")
+	for name, c := range map[string]struct {
+		change func(*deploy.DiskOptions)
+		size   int64
+		check  func(error) bool
+	}{
+		"no image": {func(o *deploy.DiskOptions) { o.Image = "docker://registry.example/other:1" }, testDiskSize, func(err error) bool { return err != nil }},
+		"too small": {func(*deploy.DiskOptions) {}, 300 << 20, func(err error) bool {
+			var space *durable.SpaceError
+			return errors.As(err, &space) && space.Have == 300<<20 && space.Need > 300<<20
+		}},
+		"hostname":  {func(o *deploy.DiskOptions) { o.Hostname = "a b" }, testDiskSize, refusedFor(deploy.CodeIdentity)},
+		"key":       {func(o *deploy.DiskOptions) { o.RootSSHKeys = []byte("nonsense") }, testDiskSize, refusedFor(deploy.CodeIdentity)},
+		"small ESP": {func(o *deploy.DiskOptions) { o.ESPSize = 8 << 20 }, testDiskSize, refusedFor(deploy.CodeTarget)},
+		"s390x":     {func(o *deploy.DiskOptions) { o.Platform.Architecture = "s390x" }, testDiskSize, refusedFor(deploy.CodeImage)},
+		"not whole": {func(o *deploy.DiskOptions) { o.Size = testDiskSize }, testDiskSize, refusedFor(deploy.CodeTarget)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			file := filepath.Join(t.TempDir(), "image")
+			if err := os.WriteFile(file, nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Truncate(file, c.size); err != nil {
+				t.Fatal(err)
+			}
+			o := diskOptions(img)
+			c.change(&o)
+			if _, err := deploy.InstallToDisk(t.Context(), file, o); !c.check(err) {
+				t.Errorf("got %v", err)
+			}
+			var st unix.Stat_t
+			if err := unix.Stat(file, &st); err != nil || st.Blocks != 0 || st.Size != c.size {
+				t.Errorf("the file has %d blocks and %d bytes now, %v", st.Blocks, st.Size, err)
+			}
+		})
+	}
+	t.Run("text", func(t *testing.T) {
+		file := filepath.Join(t.TempDir(), "notes")
+		if err := os.WriteFile(file, []byte("notes"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Truncate(file, testDiskSize); err != nil {
+			t.Fatal(err)
+		}
+		_, err := deploy.InstallToDisk(t.Context(), file, diskOptions(img))
+		wantRefusal(t, err, deploy.CodeNotEmpty, "data that is no disk image")
+	})
+}
+
+func refusedFor(code string) func(error) bool {
+	return func(err error) bool {
+		var refused *deploy.RefusedError
+		return errors.As(err, &refused) && refused.Code == code
+	}
+}
