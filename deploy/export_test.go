@@ -16,3 +16,15 @@ func (o Options) WithSpace(space func(*esp.ESP) (esp.Space, error)) Options {
 func PublicReason(what string, err error) string {
 	return publicReason(fmt.Errorf("finalize: %w", &etcError{what, err}))
 }
+
+// The pure decisions about failed boots.
+var (
+	DescribeIncomplete = describeIncomplete
+	PanicLine          = panicLine
+)
+
+// DecideIncomplete tells whether a reboot leads anywhere, and why.
+func DecideIncomplete(f Facts, seq uint64, counted, entriesRead bool) (reboot bool, why string) {
+	d := decideIncomplete(f, seq, counted, entriesRead)
+	return d.Reboot, d.Why
+}

@@ -25,6 +25,8 @@ type Facts struct {
 	Deployments map[string]record.Deployment // by id: those with a readable deployment.json
 	Entries     []esp.Entry                  // as the loader sorts them, foreign ones included
 	Payloads    []string                     // boot digests that have a directory on the boot partition
+
+	BootFailures []record.BootFailure // oldest first
 }
 
 // BootedID is the id of the running deployment, "" if cfsboot did not boot it.

@@ -72,7 +72,7 @@ func TestKargs(t *testing.T) {
 		"usr/lib/cfsboot/kargs.d/30-own.toml":  `kargs = ["own=1"]`,
 		"etc/cfsboot/kargs.d/90-vendored.toml": `kargs = ["vendored=1"]`,
 	}))[0]
-	wantKargs(t, w, "installed", "rw one=1 own=1 quiet console=ttyS0 vendored=1")
+	wantKargs(t, w, "installed", "rw panic=30 one=1 own=1 quiet console=ttyS0 vendored=1")
 
 	w.siteKargs("50-site.toml", `kargs = ["site=1"]`)
 	w.siteKargs("30-own.toml", "") // masks the image's
@@ -82,7 +82,7 @@ func TestKargs(t *testing.T) {
 		"usr/lib/cfsboot/kargs.d/30-own.toml":  `kargs = ["root=/dev/sda"]`, // nobody looks at what is masked
 		"etc/cfsboot/kargs.d/90-vendored.toml": `kargs = ["vendored=1"]`,
 	}))
-	wantKargs(t, w, "second release", "rw two=1 quiet console=ttyS1 site=1 vendored=1")
+	wantKargs(t, w, "second release", "rw panic=30 two=1 quiet console=ttyS1 site=1 vendored=1")
 
 	s := deploy.ReadStatus(t.Context(), w.options())
 	from := map[string]string{}
@@ -100,7 +100,7 @@ func TestKargs(t *testing.T) {
 	if _, err := w.rollback(one); err != nil {
 		t.Fatal(err)
 	}
-	wantKargs(t, w, "rolled back", "rw one=1 own=1 quiet console=ttyS1 vendored=1")
+	wantKargs(t, w, "rolled back", "rw panic=30 one=1 own=1 quiet console=ttyS1 vendored=1")
 	w.boot()
 	checkQuiet(t, w)
 }
@@ -128,7 +128,7 @@ func TestKargsChangedAfterStaging(t *testing.T) {
 	if _, err := w.finalize(); err != nil {
 		t.Fatal(err)
 	}
-	wantKargs(t, w, "finalized", "rw quiet console=ttyS0 site=2")
+	wantKargs(t, w, "finalized", "rw panic=30 quiet console=ttyS0 site=2")
 
 	// A file that is broken by then leaves the old deployment the default and is told; the journal, open to all, does not name it.
 	w.boot()
@@ -143,7 +143,7 @@ func TestKargsChangedAfterStaging(t *testing.T) {
 		t.Errorf("staged %+v", st)
 	}
 	w.checkJournal("60-secret")
-	wantKargs(t, w, "after the failure", "rw quiet console=ttyS0 site=2")
+	wantKargs(t, w, "after the failure", "rw panic=30 quiet console=ttyS0 site=2")
 	must(t, os.Remove(filepath.Join(w.root.Path(), "state/deploy", w.booted(), "etc/cfsboot/kargs.d/60-secret.toml")))
 	w.changed()
 	if _, err := w.finalize(); err != nil {
@@ -251,5 +251,5 @@ func TestKargsOfOldRecord(t *testing.T) {
 	must(t, os.WriteFile(path, data, 0o644))
 	w.changed()
 	w.next(releaseWith(t, "2", map[string]string{bootcKargs + "10.toml": `kargs = ["two=1"]`}))
-	wantKargs(t, w, "second release", "rw two=1 quiet console=ttyS0")
+	wantKargs(t, w, "second release", "rw two=1 panic=30 quiet console=ttyS0")
 }

@@ -246,7 +246,7 @@ func TestEntryOfUpgrade(t *testing.T) {
 	if hasVerity(t, w.root.Path()) {
 		mark = ""
 	}
-	if got, want := e.Entry.Options().String(), fmt.Sprintf("root=UUID=11111111-2222-3333-4444-555555555555 rw composefs.digest=%sv1-sha512-12:%s quiet console=ttyS0", mark, c.Deployment); got != want {
+	if got, want := e.Entry.Options().String(), fmt.Sprintf("root=UUID=11111111-2222-3333-4444-555555555555 rw panic=30 composefs.digest=%sv1-sha512-12:%s quiet console=ttyS0", mark, c.Deployment); got != want {
 		t.Errorf("options\n got %q\nwant %q", got, want)
 	}
 	if entries[1].Name.Counter.Present {

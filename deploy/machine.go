@@ -48,7 +48,20 @@ func (m *machine) onClose(c func() error) { m.close = append(m.close, c) }
 
 // openMachine opens the running machine for a change: it takes the lock and
 // brings the journal up to date with the disk.
-func openMachine(ctx context.Context, o Options) (_ *machine, err error) {
+func openMachine(ctx context.Context, o Options) (*machine, error) {
+	m, err := openLocked(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	if err := m.recover(); err != nil {
+		return nil, errors.Join(err, m.Close())
+	}
+	return m, nil
+}
+
+// openLocked opens the running machine and takes the lock. The journal is as the
+// last run left it.
+func openLocked(ctx context.Context, o Options) (_ *machine, err error) {
 	m := &machine{Options: o.withDefaults()}
 	defer func() {
 		if err != nil {
@@ -72,10 +85,7 @@ func openMachine(ctx context.Context, o Options) (_ *machine, err error) {
 	if err := m.start(ctx, repo.Options{RequireVerity: booted.Secure, LockWait: m.LockWait, Logger: m.Logger}); err != nil {
 		return nil, err
 	}
-	if err := m.openESP(); err != nil {
-		return nil, err
-	}
-	return m, m.recover()
+	return m, m.openESP()
 }
 
 // openTop opens the top of the physical root file system for writing. In the
@@ -219,6 +229,10 @@ func (m *machine) look() error {
 		m.Logger.Warn("a deployment cannot be read", "error", err)
 	}
 	m.facts.Deployments = deployments
+	m.facts.BootFailures, problems = readBootFailures(m.top)
+	for _, err := range problems {
+		m.Logger.Warn("a record of a failed boot cannot be read", "error", err)
+	}
 	if m.esp == nil {
 		return nil
 	}

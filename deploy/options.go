@@ -42,6 +42,8 @@ type Options struct {
 	Vars esp.Vars
 	// Systemd starts the shutdown unit. nil: systemctl.
 	Systemd systemd.Runner
+	// Evidence tells what systemd and its log know about boots. nil: this machine's.
+	Evidence Evidence
 	// Clock is the time in records. nil: the system's.
 	Clock Clock
 	// LockWait is how long to wait for another cfsboot; 0: not at all.
@@ -72,6 +74,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.Systemd == nil {
 		o.Systemd = systemd.Exec{}
+	}
+	if o.Evidence == nil {
+		o.Evidence = systemd.Exec{}
 	}
 	if o.Clock == nil {
 		o.Clock = systemClock{}

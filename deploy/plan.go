@@ -2,7 +2,6 @@ package deploy
 
 import (
 	"errors"
-	"fmt"
 	"slices"
 	"strings"
 
@@ -50,7 +49,7 @@ func nextRepair(f Facts) (repair, bool) {
 		case !a.Failed && counter.Bad() && f.Booted != nil && !running:
 			return repair{Event: record.Event{
 				Kind: record.EventFailed, Entry: a.Seq,
-				Reason: fmt.Sprintf("the boot loader gave up after %d tries", counter.Done),
+				Reason: failedReason(f, a, counter.Done),
 			}}, true
 		}
 	}
@@ -131,7 +130,7 @@ func decideUpgrade(f Facts, manifest string, retry bool) (action, error) {
 // refuseFailed refuses a deployment that the loader gave up on.
 func refuseFailed(s record.State, id string, retry bool) error {
 	if x := s.FailureOf(id); x != nil && !retry {
-		return refuse(CodeFailed, "deployment %s did not boot on %s (%s); it is not tried again without being asked for", short(id), x.Time.Format("2006-01-02"), x.Reason)
+		return refuse(CodeFailed, "deployment %s did not boot on %s (%s); it is not tried again without --retry", short(id), x.Time.Format("2006-01-02"), x.Reason)
 	}
 	return nil
 }

@@ -44,6 +44,12 @@ func (m *machine) rollback(ctx context.Context, id string) (_ *Change, err error
 	if plan.Default {
 		return m.drop(ctx)
 	}
+	return m.publish(ctx, plan)
+}
+
+// publish makes the plan's target the default: a new entry for it with a higher
+// number.
+func (m *machine) publish(ctx context.Context, plan rollbackPlan) (_ *Change, err error) {
 	target := plan.Target
 	d, err := m.rollbackRecord(ctx, target)
 	if err != nil {

@@ -91,6 +91,7 @@ type StatusInput struct {
 	EntriesRead bool        // Facts.Entries is what the boot partition has
 	Root        *RootStatus // nil: not a composefs root
 	Loader      string      // LoaderInfo, "" if unknown
+	BootLogs    []BootLog   // what was kept of failed boots, as far as it can be read
 	Now         time.Time
 	Problems    []Problem // met while reading
 }
@@ -315,6 +316,7 @@ const (
 	ProblemUnknown     = "boot-entry-unknown" // an entry of ours that the journal does not know
 	ProblemForeign     = "foreign-default"    // an entry of somebody else is what boots next
 	ProblemFallback    = "fallback"           // the loader fell back to an older deployment
+	ProblemBootFailure = "boot-failure"       // the record of a failed boot cannot be read
 	ProblemFinalize    = "finalize"           // the staged deployment could not be made the default
 	ProblemUnfinished  = "unfinished"         // a command did not finish, or runs right now
 	ProblemRootSource  = "root-source"        // the mounted root is not the one in booted.json
@@ -344,15 +346,7 @@ func (b *statusBuilder) findProblems() {
 	if t := s.Transaction; t != nil {
 		b.problem(ProblemUnfinished, "`cfsboot "+string(t.Op)+"` can be repeated", "%s, begun at %s, is not finished: it runs now or was interrupted", t.Op, t.Started.Format(time.RFC3339))
 	}
-	for _, a := range s.Entries {
-		if newer := a.Deployment != b.booted && b.booted != "" && a.Failed && s.LatestOf(a.Deployment).Seq == a.Seq && a.Seq > latestSeq(s, b.booted); newer {
-			reason := "unknown"
-			if f := s.FailureOf(a.Deployment); f != nil {
-				reason = f.Reason
-			}
-			b.problem(ProblemFallback, "`cfsboot upgrade` takes a newer image, this one is not tried again", "deployment %s did not boot (%s); the machine fell back to %s", short(a.Deployment), reason, short(b.booted))
-		}
-	}
+	b.fallbackProblems()
 	if in.Journal && b.booted != "" && b.rollback == "" && len(s.Entries) > 1 && s.LatestOf(b.booted) != nil {
 		b.problem(ProblemNoRollback, "", "no other deployment has booted and was found healthy")
 	}

@@ -135,6 +135,7 @@ func (r *statusReader) readTop() {
 	for _, err := range problems {
 		r.problem(ProblemDeployment, hintRoot(err), err)
 	}
+	r.readBootFailures(top)
 }
 
 func (r *statusReader) readLoader() {

@@ -12,6 +12,7 @@ type StatusTable struct {
 	Rows     [][]string // of the deployments; the first is the header; nil if there are none
 	Kargs    [][]string // kernel arguments and their sources, likewise; shown if more is asked for
 	Problems []string   // one line each
+	Log      []string   // the last messages of the boot that failed, below the problems
 }
 
 // Table makes the form for people from the document.
@@ -62,6 +63,7 @@ func (s Status) Table() StatusTable {
 		}
 		t.Problems = append(t.Problems, text)
 	}
+	t.Log = s.failureLog()
 	return t
 }
 
@@ -99,9 +101,19 @@ func stateText(d DeploymentStatus) string {
 		}
 	}
 	if d.Failure != "" {
-		return d.State + ": " + d.Failure
+		return d.State + ": " + cutText(d.Failure)
 	}
 	return d.State
+}
+
+// cutText keeps a column of the table narrow; the problems below have it whole.
+func cutText(s string) string {
+	const width = 60
+	r := []rune(s)
+	if len(r) <= width {
+		return s
+	}
+	return string(r[:width-1]) + "…"
 }
 
 // entryText is the newest boot entry, the one that counts.

@@ -189,6 +189,12 @@ var statusCases = map[string]func(m *statusMachine){
 		m.arm(rel2)
 		m.boot(rel1)
 		m.files("1 . "+rel1, "2 +0-3 "+rel2)
+		x := record.BootFailure{
+			BootID: failedBootID, Time: statusTime, Stage: record.StageInitramfs, Deployment: rel2, Entry: 2, Code: "CFS-B12",
+			Reason: "CFS-B12: /usr/lib/os-release: input/output error", Units: []string{}, Action: "reboot",
+		}
+		m.in.BootFailures = append(m.in.BootFailures, x)
+		m.in.BootLogs = append(m.in.BootLogs, deploy.BootLog{Name: x.Name(), Lines: []string{"[    2.1] fs-verity (vda2, inode 12): FILE CORRUPTED!", "cfsboot-setup-root[80]: CFS-B12"}})
 	},
 	"without-privileges": func(m *statusMachine) {
 		upgraded(m)
@@ -278,6 +284,9 @@ func tableText(table deploy.StatusTable) []byte {
 	}
 	for _, p := range table.Problems {
 		b.WriteString("! " + p + "\n")
+	}
+	for _, line := range table.Log {
+		fmt.Fprintf(&b, "> %s\n", line)
 	}
 	return b.Bytes()
 }

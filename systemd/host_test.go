@@ -64,7 +64,41 @@ func TestHostFiles(t *testing.T) {
 	}
 }
 
-func TestUnitVerifies(t *testing.T) {
+// TestBootCompleteFiles: a boot that does not become complete in time, or lacks what it requires, ends in our unit, and
+// that ends in a reboot, also where the program fails and in emergency mode.
+func TestBootCompleteFiles(t *testing.T) {
+	for file, lines := range map[string][]string{
+		"boot-complete.target.d/10-cfsboot.conf": {"[Unit]", "After=multi-user.target", "JobTimeoutSec=15min", "OnFailure=" + systemd.BootIncompleteUnit},
+		systemd.BootIncompleteUnit: {
+			"DefaultDependencies=no", "FailureAction=reboot-force", "ExecStart=/usr/bin/cfsboot record-failure", "TimeoutStartSec=2min",
+			"ConditionPathExists=/run/cfsboot/booted.json", "Conflicts=shutdown.target", "Type=oneshot",
+		},
+		"cfsboot-boot-review.service": {"ExecStart=-/usr/bin/cfsboot review-boots", "WantedBy=multi-user.target", "ConditionPathExists=/run/cfsboot/booted.json", "Type=simple"},
+		"80-cfsboot.preset":           {"enable cfsboot-boot-review.service"},
+	} {
+		text := "\n" + hostFile(t, file)
+		for _, line := range lines {
+			if !strings.Contains(text, "\n"+line+"\n") {
+				t.Errorf("%s has no line %q", file, line)
+			}
+		}
+	}
+	files, err := systemd.InitramfsFiles()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		if strings.HasSuffix(f.Path, "watchdog.conf") {
+			if f.Path != "/usr/lib/systemd/system.conf.d/10-cfsboot-watchdog.conf" || !strings.Contains(string(f.Data), "\n[Manager]\nRuntimeWatchdogSec=1min\n") {
+				t.Errorf("watchdog in the initramfs: %s\n%s", f.Path, f.Data)
+			}
+			return
+		}
+	}
+	t.Error("no watchdog in the initramfs")
+}
+
+func TestOracleHostUnits(t *testing.T) {
 	tool, err := exec.LookPath("systemd-analyze")
 	if err != nil {
 		if os.Getenv("CFSBOOT_REQUIRE_ORACLES") == "1" {
@@ -72,14 +106,27 @@ func TestUnitVerifies(t *testing.T) {
 		}
 		t.Skip("systemd-analyze is not installed")
 	}
-	path := filepath.Join(t.TempDir(), systemd.FinalizeUnit)
-	// verify wants the program to exist
-	text := strings.ReplaceAll(hostFile(t, systemd.FinalizeUnit), "/usr/bin/cfsboot", "/bin/true")
-	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+	dir := t.TempDir()
+	paths := []string{filepath.Join(dir, "boot-complete.target")}
+	files := map[string]string{"boot-complete.target": "[Unit]\nDescription=stand-in\nRequires=sysinit.target\nAfter=sysinit.target\n" + hostFile(t, "boot-complete.target.d/10-cfsboot.conf")}
+	list, err := os.ReadDir("host")
+	if err != nil {
 		t.Fatal(err)
 	}
-	out, err := exec.CommandContext(t.Context(), tool, "verify", "--man=no", path).CombinedOutput()
-	if err != nil || strings.Contains(string(out), systemd.FinalizeUnit) {
+	for _, x := range list {
+		if strings.HasSuffix(x.Name(), ".service") {
+			// verify wants the program to exist
+			files[x.Name()] = strings.ReplaceAll(hostFile(t, x.Name()), "/usr/bin/cfsboot", "/bin/true")
+			paths = append(paths, filepath.Join(dir, x.Name()))
+		}
+	}
+	for name, text := range files {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	out, err := exec.CommandContext(t.Context(), tool, append([]string{"verify", "--man=no"}, paths...)...).CombinedOutput()
+	if err != nil || strings.Contains(string(out), "cfsboot") || strings.Contains(string(out), "boot-complete") {
 		t.Errorf("systemd-analyze verify: %v\n%s", err, out)
 	}
 }

@@ -3,6 +3,7 @@ package systemd
 import (
 	"embed"
 	"io/fs"
+	"path"
 )
 
 // SetupRootUnit is the unit of the initramfs that assembles the root.
@@ -40,12 +41,13 @@ func InitramfsFiles() ([]InitramfsFile, error) {
 		{"emergency.target.conf", "emergency.target.d/10-cfsboot.conf"},
 		{"initrd-root-fs.target.conf", "initrd-root-fs.target.d/10-cfsboot.conf"},
 		{"initrd-switch-root.service.conf", "initrd-switch-root.service.d/10-cfsboot.conf"},
+		{"watchdog.conf", "../system.conf.d/10-cfsboot-watchdog.conf"},
 	} {
 		data, err := fs.ReadFile(initramfsFiles, "initramfs/"+f.name)
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, InitramfsFile{Path: initramfsUnits + f.path, Data: data})
+		out = append(out, InitramfsFile{Path: path.Join(initramfsUnits, f.path), Data: data})
 	}
 	return append(out,
 		InitramfsFile{Path: initramfsUnits + "initrd-root-fs.target.requires/" + SetupRootUnit, Link: "../" + SetupRootUnit},

@@ -28,6 +28,9 @@ func (r statusResult) table(p *page) {
 	for _, problem := range t.Problems {
 		p.line("problem: %s", problem)
 	}
+	for _, line := range t.Log {
+		p.line("%s", line)
+	}
 }
 
 func newStatusCommand(e *env) *cobra.Command {

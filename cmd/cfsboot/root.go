@@ -38,6 +38,8 @@ whose fs-verity digest the boot entry names.`,
 			newPullCommand(e), newImagesCommand(e), newInspectCommand(e), newMountCommand(e)),
 		group(e, "repo", "Manage the composefs repository", newRepoInitCommand(e), newRepoGCCommand(e)),
 		newInitramfsCommand(e),
+		newRecordFailureCommand(e),
+		newReviewBootsCommand(e),
 	)
 	refuseUnknown(cmd)
 	addCompletions(cmd, e)

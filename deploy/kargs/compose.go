@@ -18,19 +18,21 @@ type Input struct {
 
 // Compose returns the arguments of a deployment with their sources, in the order
 // of the line: cfsboot's with the composefs parameter last, the image's, those of
-// the installation and of local changes, the site's. For the kernel and for
+// the installation and of local changes, the site's. Unless one of them says what
+// follows a panic, a reboot does. For the kernel and for
 // systemd the last one of a name counts, so the site has the last word. Errors
 // are *FormatError; a file that is masked is not looked at.
 func Compose(in Input) ([]record.Karg, error) {
 	var own, given, image, site []record.Karg
 	for _, k := range in.Base {
-		if k.Source == record.KargCfsboot {
+		switch {
+		case k == rebootOnPanic: // decided anew
+		case k.Source == record.KargCfsboot:
 			own = append(own, k)
-		} else {
+		default:
 			given = append(given, k)
 		}
 	}
-	own = append(own, record.Karg{Argument: in.Composefs, Source: record.KargCfsboot})
 	for _, f := range Select(in.Image, in.Site) {
 		c, err := Parse(f.Path, f.Data)
 		if err != nil {
@@ -47,7 +49,21 @@ func Compose(in Input) ([]record.Karg, error) {
 			*to = append(*to, record.Karg{Argument: token, Source: source, File: f.Path})
 		}
 	}
+	if !slices.ContainsFunc(slices.Concat(own, image, given, site), isPanic) {
+		own = append(own, rebootOnPanic)
+	}
+	own = append(own, record.Karg{Argument: in.Composefs, Source: record.KargCfsboot})
 	return slices.Concat(own, image, given, site), nil
+}
+
+// rebootOnPanic makes a kernel that panics reboot, after as many seconds as somebody
+// needs to read the console. Otherwise it stops, and no further try of its entry is
+// counted (boot-failure.md).
+var rebootOnPanic = record.Karg{Argument: "panic=30", Source: record.KargCfsboot}
+
+func isPanic(k record.Karg) bool {
+	key, _, _ := bls.SplitToken(k.Argument)
+	return key == "panic"
 }
 
 // Line is the kernel command line of a list of arguments. An argument that

@@ -110,27 +110,27 @@ func TestCompose(t *testing.T) {
 		image, site []kargs.File
 		want        string
 	}{
-		{"no files", nil, nil, "root=UUID=x rw " + composefs + " console=ttyS0 quiet"},
+		{"no files", nil, nil, "root=UUID=x rw panic=30 " + composefs + " console=ttyS0 quiet"},
 		{
 			"files by name, whatever their directory, then the site's",
 			[]kargs.File{file("/usr/lib/cfsboot/kargs.d/20-b.toml", `kargs = ["b"]`), file("/usr/lib/bootc/kargs.d/30-c.toml", `kargs = ["c"]`), file("/usr/lib/bootc/kargs.d/10-a.toml", `kargs = ["a"]`)},
 			[]kargs.File{file("/etc/cfsboot/kargs.d/05-z.toml", `kargs = ["z"]`), file("/etc/cfsboot/kargs.d/01-y.toml", `kargs = ["y"]`)},
-			"root=UUID=x rw " + composefs + " a b c console=ttyS0 quiet y z",
+			"root=UUID=x rw panic=30 " + composefs + " a b c console=ttyS0 quiet y z",
 		},
 		{
 			"a later directory masks, and what is masked is not read",
 			[]kargs.File{file("/usr/lib/bootc/kargs.d/1.toml", "broken"), file("/usr/lib/cfsboot/kargs.d/1.toml", `kargs = ["new"]`), file("/usr/lib/cfsboot/kargs.d/2.toml", "broken")},
 			[]kargs.File{file("/etc/cfsboot/kargs.d/2.toml", "")},
-			"root=UUID=x rw " + composefs + " new console=ttyS0 quiet",
+			"root=UUID=x rw panic=30 " + composefs + " new console=ttyS0 quiet",
 		},
 		{
 			"another architecture", []kargs.File{file("/usr/lib/bootc/kargs.d/1.toml", "kargs = [\"arm\"]\nmatch-architectures = [\"aarch64\"]")}, nil,
-			"root=UUID=x rw " + composefs + " console=ttyS0 quiet",
+			"root=UUID=x rw panic=30 " + composefs + " console=ttyS0 quiet",
 		},
 		{
 			"the last of equal arguments counts", []kargs.File{file("/usr/lib/bootc/kargs.d/1.toml", `kargs = ["quiet", "rw", "loglevel=3"]`)},
 			[]kargs.File{file("/etc/cfsboot/kargs.d/1a.toml", `kargs = ["console=tty0 console=ttyS0", "loglevel=7"]`)},
-			"root=UUID=x " + composefs + " rw loglevel=3 quiet console=tty0 console=ttyS0 loglevel=7",
+			"root=UUID=x panic=30 " + composefs + " rw loglevel=3 quiet console=tty0 console=ttyS0 loglevel=7",
 		},
 	} {
 		list, err := kargs.Compose(kargs.Input{Composefs: composefs, Base: base, Image: tc.image, Site: tc.site, Architecture: "amd64"})
@@ -140,6 +140,16 @@ func TestCompose(t *testing.T) {
 		}
 		if got := kargs.Line(list).String(); got != tc.want {
 			t.Errorf("%s:\n got %q\nwant %q", tc.name, got, tc.want)
+		}
+	}
+	for _, panics := range []kargs.Input{
+		{Base: append(slices.Clone(base), given("panic=5"))},
+		{Base: append(slices.Clone(base), own("panic=30")), Image: []kargs.File{file("/usr/lib/bootc/kargs.d/1.toml", `kargs = ["panic=5"]`)}},
+		{Base: base, Site: []kargs.File{file("/etc/cfsboot/kargs.d/1.toml", `kargs = ["panic=5"]`)}},
+	} {
+		list, err := kargs.Compose(panics)
+		if line := kargs.Line(list).String(); err != nil || strings.Count(line, "panic=") != 1 || !strings.Contains(line, "panic=5") {
+			t.Errorf("somebody else decides about a panic: %q, %v", line, err)
 		}
 	}
 	_, err := kargs.Compose(kargs.Input{Composefs: composefs, Site: []kargs.File{file("/etc/cfsboot/kargs.d/1.toml", "broken")}})
@@ -173,26 +183,26 @@ func TestReleases(t *testing.T) {
 		}
 	}
 	list, line := compose([]record.Karg{own("root=UUID=x"), own("rw"), given("quiet"), given("splash")}, `"quiet", "one", "rw"`, `"site"`)
-	want("installed", line, "root=UUID=x "+composefs+" one rw quiet splash site")
+	want("installed", line, "root=UUID=x panic=30 "+composefs+" one rw quiet splash site")
 
 	// The image's "quiet" and "rw" go with the image; those that were there without it stay.
 	list, line = compose(kargs.Base(list, line), `"two"`, `"site"`)
-	want("second release", line, "root=UUID=x rw "+composefs+" two quiet splash site")
+	want("second release", line, "root=UUID=x rw panic=30 "+composefs+" two quiet splash site")
 
 	edited := append(slices.DeleteFunc(slices.Clone(line), func(s string) bool { return s == "splash" || s == "two" }), "nomodeset")
 	list, line = compose(kargs.Base(list, edited), `"two", "three"`, `"site"`)
-	want("after an edit", line, "root=UUID=x rw "+composefs+" two three quiet nomodeset site")
+	want("after an edit", line, "root=UUID=x rw panic=30 "+composefs+" two three quiet nomodeset site")
 
-	if got := kargs.Explain(list, line); len(got) != len(line) || got[6].Source != record.KargLocal || got[3].File != kargs.BootcDir+"/1.toml" || got[7].Source != record.KargSite {
+	if got := kargs.Explain(list, line); len(got) != len(line) || got[7].Source != record.KargLocal || got[4].File != kargs.BootcDir+"/1.toml" || got[8].Source != record.KargSite {
 		t.Errorf("sources %+v", got)
 	}
 	_, line = compose(kargs.Base(list, line), "", "")
-	want("without files", line, "root=UUID=x rw "+composefs+" quiet nomodeset")
+	want("without files", line, "root=UUID=x rw panic=30 "+composefs+" quiet nomodeset")
 
 	// A deployment of a program that wrote no sources down.
 	old := bls.ParseCmdline("root=UUID=x quiet rw composefs=" + strings.Repeat("ab", 32))
 	_, line = compose(kargs.Base(nil, old), `"one"`, "")
-	want("old record", line, "root=UUID=x rw "+composefs+" one quiet")
+	want("old record", line, "root=UUID=x rw panic=30 "+composefs+" one quiet")
 	var sources []string
 	for _, k := range kargs.Explain(nil, old) {
 		sources = append(sources, k.Source)

@@ -28,7 +28,7 @@ func TestMakeInstall(t *testing.T) {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	want := []string{
-		"usr/bin/cfsboot", "usr/lib/cfsboot/cfsboot-setup-root", "usr/lib/systemd/system-preset/80-cfsboot.preset", "usr/lib/dracut/modules.d/37cfsboot/module-setup.sh",
+		"usr/bin/cfsboot", "usr/lib/cfsboot/cfsboot-setup-root", "usr/lib/systemd/system-preset/80-cfsboot.preset", "usr/lib/systemd/system.conf.d/10-cfsboot-watchdog.conf", "usr/lib/dracut/modules.d/37cfsboot/module-setup.sh",
 		"usr/share/bash-completion/completions/cfsboot", "usr/share/fish/vendor_completions.d/cfsboot.fish", "usr/share/zsh/vendor-completions/_cfsboot",
 	}
 	for from, to := range map[string]string{"systemd/host": "usr/lib/systemd/system", "systemd/initramfs": "usr/lib/cfsboot/initramfs"} {

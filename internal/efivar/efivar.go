@@ -29,6 +29,8 @@ const LoaderVendor = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
 const (
 	LoaderInfo           = "LoaderInfo"           // name and version of the loader
 	LoaderDevicePartUUID = "LoaderDevicePartUUID" // partition UUID of the ESP
+	LoaderEntrySelected  = "LoaderEntrySelected"  // the entry that runs: its file name without counter
+	LoaderBootCountPath  = "LoaderBootCountPath"  // the entry's file if the loader has counted this boot
 )
 
 // maxSize bounds a variable, in bytes. Loader* variables are short.

@@ -27,7 +27,7 @@ rm -f /var/lib/dbus/machine-id /etc/.pwd.lock /etc/passwd- /etc/group- /etc/shad
 printf '# The root comes from the kernel command line (composefs.digest=), the boot partition from its GPT type.\n' >/etc/fstab
 sed -i "s/^VERSION_ID=.*/VERSION_ID=\"$version\"/; s/^PRETTY_NAME=.*/PRETTY_NAME=\"cfsboot demo $version on Debian 13\"/" /usr/lib/os-release
 
-systemctl preset systemd-networkd.service systemd-resolved.service cfsboot-finalize.service \
+systemctl preset systemd-networkd.service systemd-resolved.service cfsboot-finalize.service cfsboot-boot-review.service \
 	apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_reap.service systemd-networkd-wait-online.service
 systemctl mask systemd-boot-update.service
 # What these would make of /usr after an update is in the image; made on the machine it would be a local change in /etc that outlives its /usr.

@@ -15,6 +15,8 @@ depends() {
 installkernel() {
     # Also for an image that is built on another machine than it runs on.
     hostonly='' instmods erofs overlay ext4
+    # A failed boot may have to tell the loader what to start instead.
+    hostonly='' instmods efivarfs
 }
 
 install() {
@@ -28,6 +30,7 @@ install() {
     for unit in emergency.service emergency.target initrd-root-fs.target initrd-switch-root.service; do
         inst_simple "$from/$unit.conf" "$systemdsystemunitdir/$unit.d/10-cfsboot.conf"
     done
+    inst_simple "$from/watchdog.conf" /usr/lib/systemd/system.conf.d/10-cfsboot-watchdog.conf
     # Required, not wanted: the machine must not go on without it.
     mkdir -p "$initdir$systemdsystemunitdir/initrd-root-fs.target.requires"
     ln -sf ../cfsboot-setup-root.service "$initdir$systemdsystemunitdir/initrd-root-fs.target.requires/cfsboot-setup-root.service"
