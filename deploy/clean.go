@@ -1,6 +1,7 @@
 package deploy
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -22,13 +23,19 @@ const trashDir = stateTop + "/trash"
 // Removing is not what the user asked for, so a failure is only logged: the next
 // run tries again.
 func (m *machine) clean(ctx context.Context) {
-	for _, step := range []func(context.Context) error{m.cleanStaged, m.cleanEtc, m.cleanTemps, m.cleanOrphans, m.cleanRetiring, m.cleanPayloads, m.cleanRefs, m.cleanTrash} {
+	if err := m.cleanAll(ctx); err != nil {
+		m.Logger.Warn("clean up", "error", err)
+	}
+}
+
+func (m *machine) cleanAll(ctx context.Context) error {
+	for _, step := range []func(context.Context) error{m.cleanStaged, m.cleanEtc, m.cleanTemps, m.cleanOrigins, m.cleanOrphans, m.cleanRetiring, m.cleanPayloads, m.cleanRefs, m.cleanTrash} {
 		if err := step(ctx); err != nil {
-			m.Logger.Warn("clean up", "error", err)
-			return
+			return err
 		}
 	}
 	m.journal.prune()
+	return nil
 }
 
 // cleanStaged removes staged state that is not of the staged deployment.
@@ -107,6 +114,47 @@ func (m *machine) cleanTemps(context.Context) error {
 	return nil
 }
 
+// cleanOrigins makes the origin of a deployment, which is for bootc, say what its
+// record says: a killed run may have replaced only one of them.
+func (m *machine) cleanOrigins(context.Context) error {
+	for _, parent := range []string{record.StateDir, stagedDir} {
+		list, err := m.top.ReadSubDir(parent)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		for _, x := range list {
+			if !x.IsDir() || !isID(x.Name) {
+				continue
+			}
+			d, err := readDeployment(m.top, parent, x.Name)
+			if err != nil {
+				continue // the record is what counts, and look has reported it
+			}
+			if err := m.cleanOrigin(parent+"/"+x.Name, d); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (m *machine) cleanOrigin(name string, d record.Deployment) error {
+	want, err := originOf(d)
+	if err != nil {
+		return err
+	}
+	got, err := m.top.ReadFile(name+"/"+record.OriginName(d.ID), maxStateFile)
+	if err == nil && bytes.Equal(got, want) {
+		return nil
+	}
+	dir, err := m.top.Sub(name)
+	if err != nil {
+		return err
+	}
+	defer dir.Close() //nolint:errcheck // WriteFile syncs
+	return dir.WriteFile(record.OriginName(d.ID), want, stateFilePerm)
+}
+
 // cleanOrphans removes deployments that were prepared or begun and then given
 // up, unless an entry starts them all the same.
 func (m *machine) cleanOrphans(ctx context.Context) error {
@@ -132,6 +180,9 @@ func (m *machine) cleanRetiring(ctx context.Context) error {
 	for _, id := range ids {
 		if err := m.finishRetire(ctx, id); err != nil {
 			return err
+		}
+		if x, ok := asRepaired(m.facts.State, record.Event{Kind: record.EventRetired, Deployment: id}); ok {
+			m.note(x)
 		}
 	}
 	return nil

@@ -31,8 +31,8 @@ func (m *machine) writeEntry(d record.Deployment, seq uint64, tries uint) (uint6
 		if err != nil {
 			return 0, err
 		}
-		if m.facts.EntryOf(seq) != nil {
-			err = fs.ErrExist // under another counter
+		if m.facts.EntryOf(seq) != nil || outranking(m.facts, seq) != nil {
+			err = fs.ErrExist // under another counter, or one above it
 		} else {
 			err = m.esp.WriteEntry(name, data)
 		}
@@ -49,6 +49,38 @@ func (m *machine) writeEntry(d record.Deployment, seq uint64, tries uint) (uint6
 			seq = m.facts.State.Staged.Entry
 		}
 	}
+}
+
+// outranking finds an entry of this installation that the journal does not know
+// and that the loader would start before one with number seq: of a journal that
+// was lost, or made by hand. nil: there is none.
+func outranking(f Facts, seq uint64) *esp.Entry {
+	var out *esp.Entry
+	for i := range f.Entries {
+		e := &f.Entries[i]
+		if e.Err == nil && e.Ours && e.Name.Token == f.State.Token && !e.Name.Counter.Bad() && e.Name.Seq >= seq && f.State.Entry(e.Name.Seq) == nil &&
+			(out == nil || e.Name.Seq > out.Name.Seq) {
+			out = e
+		}
+	}
+	return out
+}
+
+// checkSequence refuses, before anything is done, what could not become the
+// default: sequence numbers are used up, or an entry that nobody knows stands so
+// far ahead that every new one comes after it.
+func checkSequence(f Facts) error {
+	next := f.State.NextEntry
+	if next+maxRenumber >= record.MaxEntrySeq {
+		return refuse(CodeSequence, "sequence numbers of boot entries are used up: the next one is %d, want less than %d", next, uint64(record.MaxEntrySeq-maxRenumber))
+	}
+	if e := outranking(f, next+maxRenumber); e != nil {
+		return &ConflictError{
+			What:  fmt.Sprintf("a boot entry that is not in the journal stands before every new one, the next of which is %d", next),
+			Paths: []string{esp.EntryDir + "/" + e.File},
+		}
+	}
+	return nil
 }
 
 // entryFile gives name and content of the boot entry of a deployment.

@@ -28,6 +28,10 @@ const (
 	CodeNotEmpty   = "not-empty"   // the disk holds something that must not be destroyed
 	CodeIncomplete = "incomplete"  // the disk holds an installation that was interrupted
 	CodeIdentity   = "identity"    // no name for a machine, or no public keys
+	CodeNoRegistry = "no-registry" // the machine follows nothing that is in a registry
+	CodeNoRecord   = "no-record"   // nobody knows what a deployment is
+	CodeNotStaged  = "not-staged"  // no deployment is staged
+	CodeSequence   = "sequence"    // the sequence numbers of boot entries are used up
 )
 
 // RefusedError is a refusal by rule, made before anything was changed.

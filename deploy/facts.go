@@ -27,6 +27,7 @@ type Facts struct {
 	Payloads    []string                     // boot digests that have a directory on the boot partition
 
 	BootFailures []record.BootFailure // oldest first
+	StagedGone   bool                 // the staged deployment has no state
 }
 
 // BootedID is the id of the running deployment, "" if cfsboot did not boot it.
@@ -117,6 +118,20 @@ func readDeployments(top *durable.Dir, s record.State) (map[string]record.Deploy
 		}
 	}
 	return out, problems
+}
+
+// stagedGone tells whether the state of the staged deployment is neither where it
+// was staged nor where finalize moves it. What cannot be looked at is not gone.
+func stagedGone(top *durable.Dir, s record.State) bool {
+	st := s.Staged
+	if st == nil {
+		return false
+	}
+	if ok, err := top.Exists(stagedOf(st.Deployment)); ok || err != nil {
+		return false
+	}
+	d, err := readDeployment(top, record.StateDir, st.Deployment)
+	return errors.Is(err, fs.ErrNotExist) || err == nil && d.Transaction != st.Transaction
 }
 
 func readDeployment(top *durable.Dir, parent, id string) (record.Deployment, error) {

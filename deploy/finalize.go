@@ -22,9 +22,13 @@ func Finalize(ctx context.Context, o Options) (_ *Change, err error) {
 	}
 	defer func() { err = errors.Join(err, m.Close()) }()
 	st := m.facts.State.Staged
-	if st == nil {
+	if st == nil || st.DownloadOnly {
 		m.clean(ctx) // perhaps of a run that was killed after its last record
-		return m.change(ActionNone, m.defaultID()), ErrNothingToDo
+		c := m.change(ActionNone, m.defaultID())
+		if st != nil {
+			c.Warnings = append(c.Warnings, fmt.Sprintf("deployment %s was only downloaded: `cfsboot upgrade --from-downloaded` lets the next shutdown take it", short(st.Deployment)))
+		}
+		return c, ErrNothingToDo
 	}
 	seq, err := m.arm(ctx, *st)
 	if err != nil {
@@ -48,6 +52,9 @@ func (m *machine) noteFailure(id string, reason error) error {
 // arm takes the staged deployment to the commit point. Each step finds out what
 // a killed run has done of it already.
 func (m *machine) arm(ctx context.Context, st record.Staged) (uint64, error) {
+	if err := checkSequence(m.facts); err != nil {
+		return 0, err
+	}
 	name, err := m.stagedState(st)
 	if err != nil {
 		return 0, err

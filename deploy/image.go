@@ -50,10 +50,6 @@ func (m *machine) pullImage(ctx context.Context, src oci.Source, reference strin
 	if err != nil {
 		return nil, err
 	}
-	tag := ref.Image
-	if oci.CheckTag(tag) != nil {
-		tag = "" // the refs of the deployment hold the image
-	}
 	policy := o.Policy
 	if policy == nil {
 		policy = keyring.Computed{}
@@ -67,7 +63,7 @@ func (m *machine) pullImage(ctx context.Context, src oci.Source, reference strin
 		return nil, refuseImage(err)
 	}
 	img := &image{pulled: pulled}
-	img.Tag, img.ManifestDigest = tag, pulled.ManifestDigest
+	img.Tag, img.ManifestDigest = tagOf(reference), pulled.ManifestDigest
 	var ok bool
 	if img.Boot, ok = pulled.Verified.Digest(keyring.Boot); !ok {
 		return nil, refuse(CodeImage, "image %s has no verified boot image", reference)

@@ -32,6 +32,8 @@ type machine struct {
 	journal *journal
 	facts   Facts
 	close   []func() error // in reverse order
+
+	repaired []Repaired // what an interrupted command had left
 }
 
 // Close releases everything, the lock last.
@@ -233,6 +235,7 @@ func (m *machine) look() error {
 	for _, err := range problems {
 		m.Logger.Warn("a record of a failed boot cannot be read", "error", err)
 	}
+	m.facts.StagedGone = stagedGone(m.top, m.facts.State)
 	if m.esp == nil {
 		return nil
 	}
@@ -270,8 +273,12 @@ func (m *machine) recover() error {
 				return err
 			}
 		}
+		before := m.facts.State
 		if err := m.add(r.Event); err != nil {
 			return err
+		}
+		if x, ok := asRepaired(before, r.Event); ok {
+			m.note(x)
 		}
 		if err := m.look(); err != nil {
 			return err

@@ -27,6 +27,8 @@ func nextRepair(f Facts) (repair, bool) {
 	}
 	if st := f.State.Staged; st != nil {
 		switch e := f.EntryOf(st.Entry); {
+		case e == nil && f.StagedGone:
+			return repair{Event: record.Event{Kind: record.EventDropped, Deployment: st.Deployment, Reason: "its state is gone"}}, true
 		case e == nil:
 		case isEntryOf(e, st.Deployment, st.BootDigest):
 			return repair{Event: record.Event{Kind: record.EventArmed, Deployment: st.Deployment, Entry: st.Entry, Tries: record.DefaultTries}}, true

@@ -50,6 +50,9 @@ func (m *machine) rollback(ctx context.Context, id string) (_ *Change, err error
 // publish makes the plan's target the default: a new entry for it with a higher
 // number.
 func (m *machine) publish(ctx context.Context, plan rollbackPlan) (_ *Change, err error) {
+	if err := checkSequence(m.facts); err != nil {
+		return nil, err
+	}
 	target := plan.Target
 	d, err := m.rollbackRecord(ctx, target)
 	if err != nil {

@@ -97,11 +97,7 @@ func writeRecords(dir *durable.Dir, d record.Deployment) error {
 	if err != nil {
 		return err
 	}
-	ref, err := record.ParseImageReference(d.Reference)
-	if err != nil {
-		return err
-	}
-	origin, err := record.Origin{Image: ref, BootType: d.BootType, BootDigest: d.BootDigest, ManifestDigest: d.ManifestDigest}.Format()
+	origin, err := originOf(d)
 	if err != nil {
 		return err
 	}
@@ -109,6 +105,15 @@ func writeRecords(dir *durable.Dir, d record.Deployment) error {
 		return err
 	}
 	return dir.WriteFile(record.DeploymentName, data, stateFilePerm)
+}
+
+// originOf is the origin file of a deployment.
+func originOf(d record.Deployment) ([]byte, error) {
+	ref, err := record.ParseImageReference(d.Reference)
+	if err != nil {
+		return nil, err
+	}
+	return record.Origin{Image: ref, BootType: d.BootType, BootDigest: d.BootDigest, ManifestDigest: d.ManifestDigest}.Format()
 }
 
 // mergeEtc decides the /etc of an image from the running deployment's. Files

@@ -56,7 +56,7 @@ type HostStatus struct {
 // BootEntry is one deployment.
 type BootEntry struct {
 	Image             *ImageStatus    `json:"image"`
-	CachedUpdate      *ImageStatus    `json:"cachedUpdate"` // always null
+	CachedUpdate      *ImageStatus    `json:"cachedUpdate"` // that the last check of the booted one's reference found; else null
 	Incompatible      bool            `json:"incompatible"`
 	Pinned            bool            `json:"pinned"`
 	SoftRebootCapable bool            `json:"softRebootCapable"`
@@ -93,7 +93,8 @@ type StatusInput struct {
 	Loader      string      // LoaderInfo, "" if unknown
 	BootLogs    []BootLog   // what was kept of failed boots, as far as it can be read
 	Now         time.Time
-	Problems    []Problem // met while reading
+	Problems    []Problem      // met while reading
+	Update      *record.Update // that the last check found, nil: none since the boot
 }
 
 // NewStatus makes the document. It is pure.
@@ -110,6 +111,12 @@ func NewStatus(in StatusInput) Status {
 	s.Status.Booted = b.entry(b.booted)
 	s.Status.Staged = b.entry(b.staged)
 	s.Status.Rollback = b.entry(b.rollback)
+	if s.Status.Staged != nil {
+		s.Status.Staged.DownloadOnly = b.in.State.Staged.DownloadOnly
+	}
+	if s.Status.Booted != nil {
+		s.Status.Booted.CachedUpdate = b.cachedUpdate()
+	}
 	for _, id := range b.others {
 		s.Status.OtherDeployments = append(s.Status.OtherDeployments, *b.entry(id))
 	}
@@ -138,6 +145,9 @@ type statusBuilder struct {
 
 func newStatusBuilder(in StatusInput) *statusBuilder {
 	b := &statusBuilder{in: in, problems: slices.Clone(in.Problems)}
+	if st := in.State.Staged; st != nil && in.StagedGone {
+		b.problem(ProblemDeployment, "`cfsboot upgrade` stages it again", "the state of the staged deployment %s is gone", short(st.Deployment))
+	}
 	b.in.State = b.current()
 	b.booted = in.BootedID()
 	if st := b.in.State.Staged; st != nil {
@@ -263,6 +273,23 @@ func (b *statusBuilder) entry(id string) *BootEntry {
 	return e
 }
 
+// cachedUpdate is what the last check found, if that is about what runs and not
+// what runs already.
+func (b *statusBuilder) cachedUpdate() *ImageStatus {
+	u, d := b.in.Update, b.in.Deployments[b.booted]
+	if u == nil || u.Reference != d.Reference || u.ManifestDigest == d.ManifestDigest {
+		return nil
+	}
+	ref, err := record.ParseImageReference(u.Reference)
+	if err != nil {
+		return nil
+	}
+	return &ImageStatus{
+		Image:   ImageReference{Image: ref.Image, Transport: ref.Transport},
+		Version: optional(u.Version), Timestamp: timestamp(u.Created), ImageDigest: u.ManifestDigest, Architecture: u.Architecture,
+	}
+}
+
 // versionOf is the image's version, else that of its operating system.
 func versionOf(d record.Deployment) string { return cmp.Or(d.ImageVersion, d.OSVersion) }
 
@@ -344,7 +371,7 @@ func (b *statusBuilder) findProblems() {
 		b.problem(ProblemFinalize, "try `cfsboot finalize`", "the staged deployment %s could not be made the default: %s", short(st.Deployment), st.Failure)
 	}
 	if t := s.Transaction; t != nil {
-		b.problem(ProblemUnfinished, "`cfsboot "+string(t.Op)+"` can be repeated", "%s, begun at %s, is not finished: it runs now or was interrupted", t.Op, t.Started.Format(time.RFC3339))
+		b.problem(ProblemUnfinished, "`cfsboot resume` finishes or undoes it, and so does every other command", "%s, begun at %s, is not finished: it runs now or was interrupted", t.Op, t.Started.Format(time.RFC3339))
 	}
 	b.fallbackProblems()
 	if in.Journal && b.booted != "" && b.rollback == "" && len(s.Entries) > 1 && s.LatestOf(b.booted) != nil {

@@ -52,7 +52,7 @@ type RootStatus struct {
 // TransactionStatus is a command that did not finish, or runs right now.
 type TransactionStatus struct {
 	ID        string `json:"id"`
-	Operation string `json:"operation"` // "install", "upgrade" or "rollback"
+	Operation string `json:"operation"` // "install", "upgrade", "switch" or "rollback"
 	Reference string `json:"reference"`
 	Started   string `json:"started"` // RFC 3339
 }

@@ -29,6 +29,7 @@ func ReadStatus(_ context.Context, o Options) Status {
 	r.readBooted()
 	r.readRoot()
 	r.readTop()
+	r.readUpdate()
 	r.readLoader()
 	if r.in.Booted != nil || r.in.Journal {
 		r.readEntries()
@@ -131,11 +132,23 @@ func (r *statusReader) readTop() {
 		r.problem(ProblemRepository, "", fmt.Errorf("%q is not a directory", top.Path()+"/"+repoDir))
 	}
 	deployments, problems := readDeployments(top, r.in.State)
-	r.in.Deployments = deployments
+	r.in.Deployments, r.in.StagedGone = deployments, stagedGone(top, r.in.State)
 	for _, err := range problems {
 		r.problem(ProblemDeployment, hintRoot(err), err)
 	}
 	r.readBootFailures(top)
+}
+
+// readUpdate reads what the last check has found. Without one, or if it cannot be
+// read, nothing is known.
+func (r *statusReader) readUpdate() {
+	data, err := os.ReadFile(r.path(record.UpdatePath))
+	if err != nil {
+		return
+	}
+	if u, err := record.ParseUpdate(data); err == nil {
+		r.in.Update = &u
+	}
 }
 
 func (r *statusReader) readLoader() {

@@ -35,6 +35,9 @@ func (s Status) Table() StatusTable {
 			line("Kernel", "%s", own.Booted.Kernel)
 		}
 		line("Next boot", "%s", nextText(s))
+		if text := waitingText(s); text != "" {
+			line("Update", "%s", text)
+		}
 	}
 	if x := own.Transaction; x != nil {
 		line("Unfinished", "%s of %s", x.Operation, x.Started)
@@ -82,7 +85,7 @@ func rootText(own OwnStatus) string {
 func nextText(s Status) string {
 	own := s.Cfsboot
 	switch {
-	case s.Status.Staged != nil:
+	case s.Status.Staged != nil && !s.Status.Staged.DownloadOnly:
 		return fmt.Sprintf("staged deployment %s, made the default at shutdown", short(s.Status.Staged.Composefs.Verity))
 	case own.NextBoot == nil:
 		return "unknown"
@@ -90,6 +93,22 @@ func nextText(s Status) string {
 		return fmt.Sprintf("the running deployment %s", short(*own.NextBoot))
 	}
 	return fmt.Sprintf("deployment %s", short(*own.NextBoot))
+}
+
+// waitingText tells what an update waits for, "" if there is none.
+func waitingText(s Status) string {
+	switch st, b := s.Status.Staged, s.Status.Booted; {
+	case st != nil && st.DownloadOnly:
+		return fmt.Sprintf("deployment %s is downloaded, and waits for `cfsboot upgrade --from-downloaded`", short(st.Composefs.Verity))
+	case st == nil && b != nil && b.CachedUpdate != nil:
+		u := b.CachedUpdate
+		version := ""
+		if u.Version != nil {
+			version = " version " + *u.Version
+		}
+		return fmt.Sprintf("%s%s (%s) is available: `cfsboot upgrade` takes it", u.Image.Image, version, short(strings.TrimPrefix(u.ImageDigest, "sha256:")))
+	}
+	return ""
 }
 
 func stateText(d DeploymentStatus) string {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
-	"fmt"
 	"strings"
 
 	"github.com/cfsboot/cfsboot/deploy/record"
@@ -18,11 +17,19 @@ type UpgradeOptions struct {
 	PullOptions
 	// Retry allows a deployment that did not boot before.
 	Retry bool
+	// DownloadOnly stages what finalize leaves alone, until a command comes
+	// without it or with FromDownloaded.
+	DownloadOnly bool
+	// FromDownloaded lets finalize take what is staged. Nothing is pulled, and
+	// PullOptions are not used.
+	FromDownloaded bool
+	// Apply reboots if the next boot starts another deployment than the running one.
+	Apply bool
 }
 
 // Change is what a command did to the machine. Its fields are printed.
 type Change struct {
-	// Action is "staged", "armed", "dropped" or "none".
+	// Action is "staged", "armed", "dropped", "reference" or "none".
 	Action         string   `json:"action"`
 	Deployment     string   `json:"deployment"` // that the action is about, "" for none
 	Booted         string   `json:"booted"`     // the running one, "" at an installation
@@ -34,21 +41,29 @@ type Change struct {
 	Kernel         string   `json:"kernel"`
 	Entry          uint64   `json:"entry"`    // sequence number of the boot entry, 0 if none was made yet
 	Warnings       []string `json:"warnings"` // never null
+
+	DownloadOnly bool       `json:"download_only"` // finalize leaves the staged deployment alone
+	Reboot       bool       `json:"reboot"`        // a reboot was started
+	Repaired     []Repaired `json:"repaired"`      // what an interrupted command had left; never null
+
+	notStarted error // why the shutdown unit does not run
 }
 
 // The actions of a Change.
 const (
-	ActionStaged  = "staged"  // finalize makes it the default at shutdown
-	ActionArmed   = "armed"   // it is the default of the next boot
-	ActionDropped = "dropped" // only a staged deployment was given up
-	ActionNone    = "none"
+	ActionStaged    = "staged"    // finalize makes it the default at shutdown
+	ActionArmed     = "armed"     // it is the default of the next boot
+	ActionDropped   = "dropped"   // only a staged deployment was given up
+	ActionReference = "reference" // only the reference that is followed has changed
+	ActionNone      = "none"
 )
 
 func (m *machine) change(actionName, id string) *Change {
 	d := m.facts.Deployments[id]
 	return &Change{
 		Action: actionName, Deployment: id, Booted: m.facts.BootedID(), Reference: d.Reference, ManifestDigest: d.ManifestDigest,
-		Title: d.Title, Version: d.OSVersion, Kernel: d.Kernel, Warnings: []string{},
+		Title: d.Title, Version: d.OSVersion, Kernel: d.Kernel, Warnings: []string{}, Repaired: m.repairs(),
+		DownloadOnly: actionName == ActionStaged && m.facts.State.Staged.DownloadOnly,
 	}
 }
 
@@ -59,62 +74,30 @@ func (m *machine) change(actionName, id string) *Change {
 //
 // If there is nothing newer the error is ErrNothingToDo and the Change says what
 // is there. Other errors: *RefusedError, *ConflictError (/etc), *repo.LockedError,
-// *durable.SpaceError, and those of pull.Pull and the source.
-func Upgrade(ctx context.Context, o UpgradeOptions) (_ *Change, err error) {
+// *durable.SpaceError, *RebootError (all but the reboot is done, and the Change
+// says what), and those of pull.Pull and the source.
+func Upgrade(ctx context.Context, o UpgradeOptions) (*Change, error) {
+	c, err := upgrade(ctx, o)
+	if o.Apply {
+		return apply(ctx, o.Options, c, err)
+	}
+	return c, err
+}
+
+func upgrade(ctx context.Context, o UpgradeOptions) (_ *Change, err error) {
 	m, err := openMachine(ctx, o.Options)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, m.Close()) }()
-	reference, err := m.tracked()
+	if o.FromDownloaded {
+		return m.fromDownloaded(ctx)
+	}
+	reference, err := tracked(m.facts)
 	if err != nil {
 		return nil, err
 	}
-	m.say("looking for a newer image of %s", reference)
-	src, resolved, err := resolve(ctx, o.PullOptions, reference)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, src.Close()) }()
-	act, err := decideUpgrade(m.facts, string(resolved.Descriptor.Digest), o.Retry)
-	if err != nil {
-		return nil, err
-	}
-	if act == actStage {
-		return m.stage(ctx, src, reference, o)
-	}
-	return m.settle(ctx, act)
-}
-
-// settle does what an upgrade comes down to when the image is deployed already.
-func (m *machine) settle(ctx context.Context, act action) (*Change, error) {
-	switch act {
-	case actDrop:
-		return m.drop(ctx)
-	case actRearm:
-		return m.rollback(ctx, m.facts.BootedID())
-	case actKeep:
-		c := m.change(ActionStaged, m.facts.State.Staged.Deployment)
-		m.startFinalize(ctx, c)
-		m.clean(ctx)
-		return c, ErrNothingToDo
-	}
-	m.clean(ctx)
-	return m.change(ActionNone, m.defaultID()), ErrNothingToDo
-}
-
-// tracked is the reference that the machine follows: of what is staged, else of
-// what runs.
-func (m *machine) tracked() (string, error) {
-	id := m.facts.BootedID()
-	if st := m.facts.State.Staged; st != nil {
-		id = st.Deployment
-	}
-	d, ok := m.facts.Deployments[id]
-	if !ok {
-		return "", fmt.Errorf("deployment %s has no readable %s, so nobody knows its image reference", short(id), record.DeploymentName)
-	}
-	return d.Reference, nil
+	return m.follow(ctx, following{PullOptions: o.PullOptions, op: record.OpUpgrade, reference: reference, retry: o.Retry, downloadOnly: o.DownloadOnly})
 }
 
 // defaultID is the deployment of the next boot by the journal.
@@ -139,7 +122,10 @@ func (m *machine) drop(ctx context.Context) (*Change, error) {
 
 // stage pulls and stages. Whatever fails, the journal says that the transaction
 // is over, so that the next run starts clean.
-func (m *machine) stage(ctx context.Context, src oci.Source, reference string, o UpgradeOptions) (_ *Change, err error) {
+func (m *machine) stage(ctx context.Context, src oci.Source, f following) (_ *Change, err error) {
+	if err := checkSequence(m.facts); err != nil {
+		return nil, err
+	}
 	if err := m.checkESPSpace(); err != nil {
 		return nil, err
 	}
@@ -147,7 +133,7 @@ func (m *machine) stage(ctx context.Context, src oci.Source, reference string, o
 		return nil, err
 	}
 	tx := newTransaction()
-	if err := m.add(record.Event{Kind: record.EventBegin, Transaction: tx, Op: record.OpUpgrade, Reference: reference}); err != nil {
+	if err := m.add(record.Event{Kind: record.EventBegin, Transaction: tx, Op: f.op, Reference: f.reference}); err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -155,21 +141,22 @@ func (m *machine) stage(ctx context.Context, src oci.Source, reference string, o
 			m.abort(ctx, tx, err)
 		}
 	}()
-	img, err := m.pullImage(ctx, src, reference, o.PullOptions)
+	img, err := m.pullImage(ctx, src, f.reference, f.PullOptions)
 	if err != nil {
 		return nil, err
 	}
+	before := m.facts.Deployments[img.id()].Reference
 	if same, err := m.sameContent(ctx, img); err != nil {
 		return nil, err
 	} else if same {
 		m.abort(ctx, tx, ErrNothingToDo)
-		act, err := decideUpgrade(m.facts, img.record.ManifestDigest, o.Retry)
+		act, err := decideUpgrade(m.facts, img.record.ManifestDigest, f.retry)
 		if err != nil {
 			return nil, err
 		}
-		return m.settle(ctx, act)
+		return m.settle(ctx, act, f, before != f.reference)
 	}
-	if err := refuseFailed(m.facts.State, img.id(), o.Retry); err != nil {
+	if err := refuseFailed(m.facts.State, img.id(), f.retry); err != nil {
 		return nil, err
 	}
 	if a := m.facts.State.LatestOf(img.id()); a != nil && a.Retiring {
@@ -204,15 +191,19 @@ func (m *machine) stage(ctx context.Context, src oci.Source, reference string, o
 	if st := m.facts.State.Staged; st != nil {
 		dropped = st.Deployment
 	}
-	if err := m.add(record.Event{Kind: record.EventPrepared, Transaction: tx}); err != nil {
+	if err := m.add(record.Event{Kind: record.EventPrepared, Transaction: tx, DownloadOnly: f.downloadOnly}); err != nil {
 		return nil, err
 	}
 	if err := m.look(); err != nil {
 		return nil, err
 	}
 	c := m.change(ActionStaged, d.ID)
-	c.Dropped = dropped
-	m.startFinalize(ctx, c)
+	if dropped != d.ID {
+		c.Dropped = dropped
+	}
+	if !f.downloadOnly {
+		m.startFinalize(ctx, c)
+	}
 	m.clean(ctx)
 	return c, nil
 }
@@ -233,20 +224,18 @@ func (m *machine) sameContent(ctx context.Context, img *image) (bool, error) {
 		return false, nil
 	}
 	d, ok := m.facts.Deployments[id]
+	if !ok && name != stateOf(id) {
+		return false, nil // its record is damaged: it is staged anew
+	}
 	if !ok {
-		return false, fmt.Errorf("deployment %s has no readable %s", short(id), record.DeploymentName)
+		return false, noRecord(id)
 	}
 	d.Reference, d.ManifestDigest, d.IndexDigest, d.ConfigDigest = img.record.Reference, img.record.ManifestDigest, img.record.IndexDigest, img.record.ConfigDigest
 	d.ImageVersion, d.ImageCreated, d.PlainID = img.record.ImageVersion, img.record.ImageCreated, img.record.PlainID
 	if err := m.hold(ctx, id, img.holdings); err != nil {
 		return false, err
 	}
-	dir, err := m.top.Sub(name)
-	if err != nil {
-		return false, err
-	}
-	defer dir.Close() //nolint:errcheck // writeRecords syncs
-	if err := writeRecords(dir, d); err != nil {
+	if err := m.rewrite(ctx, name, d); err != nil {
 		return false, err
 	}
 	return true, m.look()
@@ -337,6 +326,7 @@ func (m *machine) removeUnfinishedEntry() error {
 func (m *machine) startFinalize(ctx context.Context, c *Change) {
 	if err := systemd.StartFinalize(ctx, m.Systemd); err != nil {
 		m.Logger.Warn("start the shutdown unit", "error", err)
+		c.notStarted = err
 		c.Warnings = append(c.Warnings, err.Error()+"; run `cfsboot finalize` before the reboot")
 	}
 }

@@ -32,7 +32,10 @@ import (
 	"github.com/cfsboot/cfsboot/repo/oci/ocitest"
 )
 
-const reference = "docker://registry.example/os:stable"
+const (
+	reference      = "docker://registry.example/os:stable"
+	otherReference = "docker://registry.example/other:1"
+)
 
 // osTree is a small operating system; "dir/" makes a directory, "-> x" a link.
 func osTree(release string) map[string]string {
@@ -58,13 +61,8 @@ func osTree(release string) map[string]string {
 	}
 }
 
-// buildImage makes a one-layer image of a tree.
-func buildImage(t testing.TB, files map[string]string) *ocitest.Image {
-	t.Helper()
-	return buildImageFor(t, files, v1.Platform{})
-}
-
-func buildImageFor(t testing.TB, files map[string]string, platform v1.Platform) *ocitest.Image {
+// tarOf is a tree as one layer.
+func tarOf(t testing.TB, files map[string]string) []byte {
 	t.Helper()
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
@@ -86,7 +84,18 @@ func buildImageFor(t testing.TB, files map[string]string, platform v1.Platform) 
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
 	}
-	img, err := ocitest.Build(ocitest.Spec{Layers: []ocitest.Layer{{Tar: b.Bytes(), Compression: ocitest.Gzip}}, Platform: platform})
+	return b.Bytes()
+}
+
+// buildImage makes a one-layer image of a tree.
+func buildImage(t testing.TB, files map[string]string) *ocitest.Image {
+	t.Helper()
+	return buildImageFor(t, files, v1.Platform{})
+}
+
+func buildImageFor(t testing.TB, files map[string]string, platform v1.Platform) *ocitest.Image {
+	t.Helper()
+	img, err := ocitest.Build(ocitest.Spec{Layers: []ocitest.Layer{{Tar: tarOf(t, files), Compression: ocitest.Gzip}}, Platform: platform})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -100,11 +109,15 @@ func release(t testing.TB, name string) *ocitest.Image {
 
 type fakeSystemd struct {
 	calls []string
-	err   error
+	err   error            // of every call
+	fail  map[string]error // of one command line
 }
 
 func (f *fakeSystemd) Systemctl(_ context.Context, args ...string) error {
 	f.calls = append(f.calls, strings.Join(args, " "))
+	if err := f.fail[strings.Join(args, " ")]; err != nil {
+		return err
+	}
 	return f.err
 }
 
@@ -154,6 +167,7 @@ type world struct {
 	fat     disk
 	running string
 	tag     *ocitest.Image // what the reference stands for
+	other   *ocitest.Image // what otherReference stands for
 	systemd *fakeSystemd
 	clock   *clock
 	killer  *killer // nil: no faults
@@ -229,10 +243,13 @@ func used(root string) (sum int64) {
 
 func (w *world) pull() deploy.PullOptions {
 	return deploy.PullOptions{Parallel: 1, OpenSource: func(_ context.Context, ref string) (oci.Source, error) {
-		if ref != reference {
-			return nil, fmt.Errorf("unexpected reference %q", ref)
+		switch {
+		case ref == reference:
+			return &ocitest.Source{Image: w.tag}, nil
+		case ref == otherReference && w.other != nil:
+			return &ocitest.Source{Image: w.other}, nil
 		}
-		return &ocitest.Source{Image: w.tag}, nil
+		return nil, fmt.Errorf("unexpected reference %q", ref)
 	}}
 }
 
@@ -274,6 +291,22 @@ func (w *world) releases(images ...*ocitest.Image) []string {
 func (w *world) upgrade(img *ocitest.Image) (*deploy.Change, error) {
 	w.tag = img
 	return deploy.Upgrade(w.t.Context(), deploy.UpgradeOptions{Options: w.options(), PullOptions: w.pull()})
+}
+
+// upgradeWith is upgrade with options, of what the tag stands for.
+func (w *world) upgradeWith(o deploy.UpgradeOptions) (*deploy.Change, error) {
+	o.Options, o.PullOptions = w.options(), w.pull()
+	return deploy.Upgrade(w.t.Context(), o)
+}
+
+// switchTo switches to a reference. img is what otherReference stands for.
+func (w *world) switchTo(ref string, img *ocitest.Image, o deploy.SwitchOptions) (*deploy.Change, error) {
+	o.Options, o.PullOptions, o.Image = w.options(), w.pull(), ref
+	if img != nil {
+		w.other = img
+		o.PullOptions = w.pull()
+	}
+	return deploy.Switch(w.t.Context(), o)
 }
 
 func (w *world) finalize() (*deploy.Change, error) {

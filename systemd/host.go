@@ -38,6 +38,10 @@ func (Exec) Systemctl(ctx context.Context, args ...string) error {
 	return fmt.Errorf("systemctl %s: %w: %s", strings.Join(args, " "), err, text)
 }
 
+// Reboot starts an orderly reboot, which stops the finalize unit on its way. It
+// returns before the machine goes down.
+func Reboot(ctx context.Context, r Runner) error { return r.Systemctl(ctx, "reboot") }
+
 // ErrNoFinalize wraps the reason why the finalize unit does not run. A staged
 // deployment then stays staged until `finalize` is called by hand.
 var ErrNoFinalize = errors.New("the shutdown unit " + FinalizeUnit + " cannot be started")

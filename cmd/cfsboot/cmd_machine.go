@@ -22,11 +22,17 @@ func (r changeResult) table(p *page) {
 	what := fmt.Sprintf("%s (%s)", cmp.Or(r.Title, "deployment"), short(r.Deployment))
 	switch r.Action {
 	case deploy.ActionStaged:
+		if r.DownloadOnly {
+			p.line("downloaded %s: it waits for `cfsboot upgrade --from-downloaded`, whatever is shut down", what)
+			break
+		}
 		p.line("staged %s: the next shutdown makes it the default, the next boot starts it", what)
 	case deploy.ActionArmed:
 		p.line("%s is the default of the next boot", what)
 	case deploy.ActionDropped:
 		p.line("gave up the staged deployment %s; the default stays %s", short(r.Dropped), what)
+	case deploy.ActionReference:
+		p.line("%s is the image of %s, which is followed from now on", what, r.Reference)
 	default:
 		p.line("nothing to do: %s is there already", what)
 	}
@@ -36,45 +42,26 @@ func (r changeResult) table(p *page) {
 	if r.Booted != "" {
 		p.line("running and kept: %s", short(r.Booted))
 	}
+	if r.Reboot {
+		p.line("rebooting")
+	}
 }
 
-// changed renders a change. Having nothing to do is no failure: the machine is as the command wants it.
+// changed renders a change. Having nothing to do is no failure: the machine is as the command wants it. A reboot that does not
+// come is one, but what was done before stands.
 func (e *env) changed(c *deploy.Change, err error) error {
-	if err != nil && !errors.Is(err, deploy.ErrNothingToDo) {
+	if errors.Is(err, deploy.ErrNothingToDo) {
+		err = nil
+	}
+	if c == nil || err != nil && !is[*deploy.RebootError](err) {
 		return err
 	}
-	if c == nil {
-		return err
-	}
-	return e.render(changeResult{"cfsboot.change/1", c})
+	return errors.Join(e.render(changeResult{"cfsboot.change/1", c}), err)
 }
 
 // machine are the options of the running machine.
 func (e *env) machine() deploy.Options {
 	return deploy.Options{LockWait: lockWait, Progress: e.reporter(), Logger: e.logger}
-}
-
-func newUpgradeCommand(e *env) *cobra.Command {
-	var retry bool
-	var src sourceFlags
-	cmd := &cobra.Command{
-		Use:   "upgrade",
-		Short: "Pull the image that this machine follows and stage what is new",
-		Long: `Pull the image that this machine follows and stage what is new. The running system stays as it is;
-the staged deployment becomes the default at the next orderly shutdown. Files that are already in the
-repository are not written again. Interrupted at any point, the command can be repeated.`,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			pull, err := src.options(cmd, e)
-			if err != nil {
-				return err
-			}
-			return e.changed(deploy.Upgrade(cmd.Context(), deploy.UpgradeOptions{Options: e.machine(), PullOptions: pull, Retry: retry}))
-		},
-	}
-	cmd.Flags().BoolVar(&retry, "retry", false, "stage a deployment again that failed to boot before")
-	src.bind(cmd)
-	return cmd
 }
 
 func newRollbackCommand(e *env) *cobra.Command {

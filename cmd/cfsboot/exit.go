@@ -46,6 +46,11 @@ type interrupted struct{ err error }
 func (e interrupted) Error() string { return "interrupted: " + e.err.Error() }
 func (e interrupted) Unwrap() error { return e.err }
 
+// statusOnly is an exit status of a command that has said everything: nothing is printed for it.
+type statusOnly int
+
+func (s statusOnly) Error() string { return fmt.Sprintf("status %d", int(s)) }
+
 // class is a kind of failure that users and scripts tell apart.
 type class struct {
 	name   string
@@ -63,6 +68,9 @@ var classes = []class{
 	{"conflict", 6, is[*deploy.ConflictError], "change the files named above back, or move them away, and run the command again"},
 	{"conflict", 6, is[*repo.ConflictError], "use the configuration that is there, or another directory"},
 	{"refused", 3, func(err error) bool {
+		return isRefused(err, deploy.CodeNoRegistry) || isRefused(err, deploy.CodeNoRecord)
+	}, "`cfsboot switch docker://HOST/NAME:TAG` names what to follow"},
+	{"refused", 3, func(err error) bool {
 		return is[*deploy.RefusedError](err) || is[*keyring.PolicyError](err) || is[*tree.RequiredError](err) || is[*bootimage.ResourceError](err) ||
 			is[*bootimage.SELinuxError](err) || is[*oci.PlatformError](err) || is[*oci.MediaTypeError](err) || is[*repo.InsecureError](err)
 	}, ""},
@@ -74,6 +82,7 @@ var classes = []class{
 	{"layout", 1, is[*remote.LayoutError], "check the directory and the tag"},
 	{"network", 5, func(err error) bool { return errors.Is(err, remote.ErrPlainHTTP) }, "--insecure-http allows it: then anyone on the way can read and change what is fetched"},
 	{"network", 5, is[*remote.Error], "check the reference, the network and the credentials; a repeated run keeps what is complete"},
+	{"reboot", 1, is[*deploy.RebootError], "everything else is done: reboot by hand; if the shutdown unit is missing, run `cfsboot finalize` before"},
 	{"unsupported", 1, func(err error) bool { return errors.Is(err, errors.ErrUnsupported) }, ""},
 	{"not-found", 1, func(err error) bool { return errors.Is(err, fs.ErrNotExist) }, ""},
 	{"permission", 1, func(err error) bool { return errors.Is(err, fs.ErrPermission) }, "run it as root"},
@@ -88,6 +97,12 @@ func dangling(err error) bool {
 func is[T error](err error) bool {
 	var target T
 	return errors.As(err, &target)
+}
+
+// isRefused reports whether the command was refused for this reason.
+func isRefused(err error, code string) bool {
+	var r *deploy.RefusedError
+	return errors.As(err, &r) && r.Code == code
 }
 
 // classify returns the class of an error; the last resort is "failed".

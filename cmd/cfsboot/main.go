@@ -5,6 +5,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -39,6 +40,10 @@ func run(args []string, stdin, stdout, stderr *os.File) int {
 	e.finish()
 	if err == nil {
 		return 0
+	}
+	var status statusOnly
+	if errors.As(err, &status) {
+		return int(status)
 	}
 	if ctx.Err() != nil {
 		err = interrupted{err}

@@ -93,7 +93,10 @@ func TestSchemas(t *testing.T) {
 		schema string
 		result result
 	}{
-		{"change-1", changeResult{"cfsboot.change/1", &deploy.Change{Action: deploy.ActionStaged, Deployment: "ab", Entry: 7, Warnings: []string{"x"}}}},
+		{"change-1", changeResult{"cfsboot.change/1", &deploy.Change{Action: deploy.ActionStaged, Deployment: "ab", Entry: 7, Warnings: []string{"x"},
+			Repaired: []deploy.Repaired{{Operation: "switch", Outcome: deploy.OutcomeUndone, Message: "x"}}}}},
+		{"check-1", checkResult{"cfsboot.check/1", &deploy.Checked{Action: "stage", Available: true, Layers: 1, SizeBytes: 2}}},
+		{"resume-1", resumeResult{"cfsboot.resume/1", &deploy.Resumed{Repaired: []deploy.Repaired{{Operation: "retire", Outcome: deploy.OutcomeFinished}}}}},
 		{"install-to-disk-1", newInstallDiskResult(&deploy.DiskChange{
 			Change: &deploy.Change{Action: deploy.ActionArmed, Deployment: "ab", Entry: 1, Warnings: []string{}},
 			Disk:   deploy.InstalledDisk{Path: "/dev/sda", ESP: deploy.InstalledPartition{Number: 1}, Root: deploy.InstalledPartition{Number: 2}, Destroyed: []string{"x"}},
@@ -143,10 +146,12 @@ func TestSchemas(t *testing.T) {
 var commandSchemas = map[string]string{
 	"cfsboot status":                "status-1",
 	"cfsboot upgrade":               "change-1",
+	"cfsboot switch":                "change-1",
 	"cfsboot rollback":              "change-1",
 	"cfsboot finalize":              "change-1",
 	"cfsboot record-failure":        "boot-failure-1",
 	"cfsboot review-boots":          "boot-review-1",
+	"cfsboot resume":                "resume-1",
 	"cfsboot install to-filesystem": "change-1",
 	"cfsboot install to-disk":       "install-to-disk-1",
 	"cfsboot oci pull":              "oci-pull-1",
