@@ -48,7 +48,23 @@ func newMachine(t *testing.T, l *lab.Lab, name string) *lab.Machine {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m, err := l.NewMachine(t.Context(), name, golden)
+	return machine(t, l, name, golden)
+}
+
+// installed returns a machine of a disk of its own, never booted.
+func installed(t *testing.T, l *lab.Lab, name string, follow *lab.Channel, s lab.Setup) *lab.Machine {
+	t.Helper()
+	disk, err := l.Install(t.Context(), follow, s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.Remove(disk)
+	return machine(t, l, name, disk)
+}
+
+func machine(t *testing.T, l *lab.Lab, name, disk string) *lab.Machine {
+	t.Helper()
+	m, err := l.NewMachine(t.Context(), name, disk)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -108,15 +108,15 @@ func tampered(t *testing.T, l *lab.Lab) {
 	d := fromESP(t, l, m.Disk)
 
 	// The object is found by its content, as an attacker would.
-	copyOf := filepath.Join(t.TempDir(), "victim")
+	dir := t.TempDir()
 	store, err := osimage.OpenStore()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := store.Extract(t.Context(), l.Images.Name1, victim, copyOf); err != nil {
+	if err := store.Extract(t.Context(), l.Images.Name1, dir, victim); err != nil {
 		t.Fatal(err)
 	}
-	f, err := os.Open(copyOf)
+	f, err := os.Open(filepath.Join(dir, victim))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -20,7 +20,7 @@ import (
 // Suite names used by the lab.
 const (
 	Stable  = "trixie" // base of the OS images, source of the kernels
-	Testing = "forky"  // has C mkcomposefs
+	Testing = "forky"  // has C mkcomposefs, and a newer boot loader
 )
 
 // Sources are archive addresses without a slash at the end.

@@ -82,7 +82,7 @@ func (r *run) install(ctx context.Context) error {
 	if err := r.lab.Stable.Publish(ctx, r.lab.Images.Digest1); err != nil {
 		return err
 	}
-	disk, err := r.lab.Install(ctx, r.lab.Stable)
+	disk, err := r.lab.Install(ctx, r.lab.Stable, lab.Setup{})
 	if err != nil {
 		return err
 	}

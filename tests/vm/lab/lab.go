@@ -36,11 +36,13 @@ type Lab struct {
 	Logs     string // directory for the consoles' logs, kept
 
 	Stable  *Channel // followed by the demo's machine
-	Testing *Channel // followed by the other scenarios' machines
+	Testing *Channel // followed by the machines of Golden
 
-	work   string
-	count  atomic.Int32
-	golden func() (string, error)
+	work     string
+	count    atomic.Int32
+	golden   func() (string, error)
+	mu       sync.Mutex
+	channels int
 }
 
 // LogDir is where logs go if CFSBOOT_VM_LOGS is not set.
@@ -59,7 +61,7 @@ func LogDir() (string, error) {
 // one line for each thing that happened.
 func Open(ctx context.Context, log func(format string, args ...any)) (_ *Lab, err error) {
 	l := &Lab{}
-	l.golden = sync.OnceValues(func() (string, error) { return l.Install(context.WithoutCancel(ctx), l.Testing) })
+	l.golden = sync.OnceValues(func() (string, error) { return l.Install(context.WithoutCancel(ctx), l.Testing, Setup{}) })
 	if l.Logs, err = LogDir(); err != nil {
 		return nil, err
 	}
@@ -82,8 +84,7 @@ func Open(ctx context.Context, log func(format string, args ...any)) (_ *Lab, er
 		return nil, err
 	}
 	log("a registry runs at %s (TLS, password)", l.Registry.HostReference(""))
-	l.Stable = &Channel{tag: "stable", registry: l.Registry, Relay: l.Registry.Relays[0]}
-	l.Testing = &Channel{tag: "testing", registry: l.Registry, Relay: l.Registry.Relays[1]}
+	l.Stable, l.Testing = l.NewChannel("stable"), l.NewChannel("testing")
 	if l.Images, err = osimage.BuildAndPush(ctx, l.Registry, log); err != nil {
 		return nil, err
 	}
@@ -146,9 +147,10 @@ func (l *Lab) Log(name string) (*os.File, error) {
 }
 
 // Kargs are the kernel arguments of the lab's machines, beside those of cfsboot.
-// The mitigations and the three serial ports that nobody uses only cost time here.
+// The mitigations and the three serial ports that nobody uses only cost time here, and so do
+// the 30 s that a panic should stay on a screen.
 var Kargs = []string{
-	"console=ttyS0", "quiet", "audit=0", "panic=30", "systemd.default_device_timeout_sec=180",
+	"console=ttyS0", "quiet", "audit=0", "panic=3", "systemd.default_device_timeout_sec=180",
 	"mitigations=off", "8250.nr_uarts=1",
 }
 
@@ -166,9 +168,22 @@ type Channel struct {
 	registry *registry.Registry
 }
 
+// NewChannel takes the next free relay for a tag. There are as many as tests
+// need; one more is a bug.
+func (l *Lab) NewChannel(tag string) *Channel {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	c := &Channel{tag: tag, registry: l.Registry, Relay: l.Registry.Relays[l.channels]}
+	l.channels++
+	return c
+}
+
 // Reference is what the machine is told to follow.
-func (c *Channel) Reference() string {
-	return c.Relay.GuestReference(osimage.Repository + ":" + c.tag)
+func (c *Channel) Reference() string { return c.In(osimage.Repository) }
+
+// In is the reference of the channel's tag in a repository.
+func (c *Channel) In(repository string) string {
+	return c.Relay.GuestReference(repository + ":" + c.tag)
 }
 
 // Publish lets the channel offer the release with the given manifest digest.
@@ -176,11 +191,33 @@ func (c *Channel) Publish(ctx context.Context, digest string) error {
 	return c.registry.Tag(ctx, osimage.Repository, digest, c.tag)
 }
 
-// Install installs release 1 on a new disk and returns its path. The machine
+// Offer is Publish for a release of any repository.
+func (c *Channel) Offer(ctx context.Context, r osimage.Release) error {
+	return c.registry.Tag(ctx, r.Repository, r.Digest, c.tag)
+}
+
+// Make builds the release of a recipe and leaves it in the registry.
+func (l *Lab) Make(ctx context.Context, r osimage.Recipe) (osimage.Release, error) {
+	return l.Images.Make(ctx, l.Registry, r)
+}
+
+// Setup says how a disk differs from what most tests need.
+type Setup struct {
+	Digest  string // manifest; "" is release 1
+	ESPSize int64  // bytes; 0 is espSize
+}
+
+// Install installs an image on a new disk and returns its path. The machine
 // follows the channel.
-func (l *Lab) Install(ctx context.Context, follow *Channel) (string, error) {
+func (l *Lab) Install(ctx context.Context, follow *Channel, s Setup) (string, error) {
+	if s.Digest == "" {
+		s.Digest = l.Images.Digest1
+	}
+	if s.ESPSize == 0 {
+		s.ESPSize = espSize
+	}
 	layout := filepath.Join(l.work, fmt.Sprintf("layout-%d", l.count.Add(1)))
-	if err := l.Registry.PullLayout(ctx, osimage.Repository, l.Images.Digest1, layout, "image"); err != nil {
+	if err := l.Registry.PullLayout(ctx, osimage.Repository, s.Digest, layout, "image"); err != nil {
 		return "", err
 	}
 	defer os.RemoveAll(layout)
@@ -192,7 +229,7 @@ func (l *Lab) Install(ctx context.Context, follow *Channel) (string, error) {
 	p := filepath.Join(l.work, fmt.Sprintf("disk-%d", l.count.Add(1)))
 	err = disk.Install(ctx, p, disk.Options{
 		Kernel: l.Kernel, Init: l.Init, Program: l.Images.Program, Layout: layout, Target: follow.Reference(), Kargs: Kargs,
-		Size: diskSize, ESPSize: espSize, Log: log,
+		Size: diskSize, ESPSize: s.ESPSize, Log: log,
 	})
 	if err != nil {
 		return "", errors.Join(err, tailOf(log.Name()))

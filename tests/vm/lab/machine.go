@@ -21,6 +21,9 @@ const (
 type Machine struct {
 	*qemu.Machine
 	Disk string
+	// SSHPort is a port on the host's loopback that leads to the machine's SSH server, from the next
+	// start on. 0: none.
+	SSHPort int
 
 	lab  *Lab
 	vars string
@@ -61,7 +64,7 @@ func (m *Machine) start(ctx context.Context, c qemu.Config) error {
 	if m.log, err = m.lab.Log(fmt.Sprintf("%s-boot-%d", m.name, m.boot)); err != nil {
 		return err
 	}
-	c.Accel, c.Disks, c.Net, c.Log = m.lab.Accel, []string{m.Disk}, true, m.log
+	c.Accel, c.Disks, c.Net, c.SSH, c.Log = m.lab.Accel, []string{m.Disk}, true, m.SSHPort, m.log
 	m.Machine, err = qemu.Start(ctx, c)
 	return err
 }
@@ -71,11 +74,7 @@ func (m *Machine) start(ctx context.Context, c qemu.Config) error {
 func (m *Machine) Login(ctx context.Context) (*qemu.Shell, error) {
 	m.Console.Forbid(fatal...)
 	if m.firmware {
-		// Any key ends the wait at the boot menu; return starts the default.
-		if _, _, err := m.Console.Expect(ctx, BootLimit, `Boot in \d+ s`); err != nil {
-			return nil, fmt.Errorf("%s, boot %d: %w", m.name, m.boot, err)
-		}
-		if err := m.Console.Send("\r"); err != nil {
+		if err := m.menu(ctx); err != nil {
 			return nil, err
 		}
 	}
@@ -84,6 +83,14 @@ func (m *Machine) Login(ctx context.Context) (*qemu.Shell, error) {
 		return nil, fmt.Errorf("%s, boot %d: %w", m.name, m.boot, err)
 	}
 	return sh, nil
+}
+
+// menu ends the wait at the boot menu, as any key does; return starts the default.
+func (m *Machine) menu(ctx context.Context) error {
+	if _, _, err := m.Console.Expect(ctx, BootLimit, `Boot in \d+ s`); err != nil {
+		return fmt.Errorf("%s, boot %d: %w", m.name, m.boot, err)
+	}
+	return m.Console.Send("\r")
 }
 
 // Boot is Start and Login.
@@ -99,6 +106,32 @@ func (m *Machine) Boot(ctx context.Context) (*qemu.Shell, error) {
 func (m *Machine) Reboot(ctx context.Context, sh *qemu.Shell) (*qemu.Shell, error) {
 	if err := sh.Start("systemctl reboot"); err != nil {
 		return nil, err
+	}
+	return m.Rebooted(ctx)
+}
+
+// Rebooted logs in to a machine that is going to reboot by itself.
+func (m *Machine) Rebooted(ctx context.Context) (*qemu.Shell, error) {
+	m.boot++
+	return m.Login(ctx)
+}
+
+// FallBack reboots into a release that fails: each of its tries has to print the
+// pattern and to come back to the boot loader by itself. Then it logs in to what the
+// loader chooses after the last try.
+func (m *Machine) FallBack(ctx context.Context, sh *qemu.Shell, tries int, pattern string) (*qemu.Shell, error) {
+	if err := sh.Start("systemctl reboot"); err != nil {
+		return nil, err
+	}
+	for try := range tries {
+		m.boot++
+		m.Console.Allow()
+		if err := m.menu(ctx); err != nil {
+			return nil, err
+		}
+		if _, _, err := m.Console.Expect(ctx, BootLimit, pattern); err != nil {
+			return nil, fmt.Errorf("%s, try %d of %d of a release that fails: %w", m.name, try+1, tries, err)
+		}
 	}
 	m.boot++
 	return m.Login(ctx)

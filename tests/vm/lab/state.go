@@ -29,11 +29,40 @@ type Status struct {
 		Rollback *Entry `json:"rollback"`
 	} `json:"status"`
 	Cfsboot struct {
-		Problems []struct {
+		Deployments []Deployment `json:"deployments"`
+		Problems    []struct {
 			Code    string `json:"code"`
 			Message string `json:"message"`
 		} `json:"problems"`
 	} `json:"cfsboot"`
+}
+
+// Deployment is what cfsboot's own part of the status says about one.
+type Deployment struct {
+	ID      string   `json:"id"`
+	Roles   []string `json:"roles"`
+	State   string   `json:"state"`
+	Digest  string   `json:"manifestDigest"`
+	Failure string   `json:"failure"`
+	Boot    string   `json:"bootDigest"`
+	Entries []struct {
+		Sequence  uint64 `json:"sequence"`
+		File      string `json:"file"`
+		Counted   bool   `json:"counted"`
+		TriesLeft uint   `json:"triesLeft"`
+		TriesDone uint   `json:"triesDone"`
+		Blessed   bool   `json:"blessed"`
+	} `json:"entries"`
+}
+
+// Of returns what the status says about the deployment of a manifest, nil if it
+// knows none.
+func (s Status) Of(manifest string) *Deployment {
+	i := slices.IndexFunc(s.Cfsboot.Deployments, func(d Deployment) bool { return d.Digest == manifest })
+	if i < 0 {
+		return nil
+	}
+	return &s.Cfsboot.Deployments[i]
 }
 
 // Entry is a deployment in the status.

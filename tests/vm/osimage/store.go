@@ -88,8 +88,9 @@ func (s Store) Push(ctx context.Context, name, reference, caDir, credentials str
 	return err
 }
 
-// Extract copies a file out of an image.
-func (s Store) Extract(ctx context.Context, name, file, to string) error {
+// Extract copies files out of an image into the directory dir, each under its
+// whole name; names may be patterns (path.Match).
+func (s Store) Extract(ctx context.Context, name, dir string, files ...string) error {
 	c, err := s.buildah(ctx, "from", "--pull-never", name)
 	if err != nil {
 		return err
@@ -99,11 +100,29 @@ func (s Store) Extract(ctx context.Context, name, file, to string) error {
 	if err != nil {
 		return err
 	}
-	data, err := os.ReadFile(filepath.Join(top, file))
-	if err != nil {
-		return err
+	for _, pattern := range files {
+		found, err := filepath.Glob(filepath.Join(top, pattern))
+		if err != nil {
+			return err
+		}
+		if len(found) == 0 {
+			return fmt.Errorf("image %s has no %s", name, pattern)
+		}
+		for _, f := range found {
+			data, err := os.ReadFile(f)
+			if err != nil {
+				return err
+			}
+			to := filepath.Join(dir, strings.TrimPrefix(f, top))
+			if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
+				return err
+			}
+			if err := os.WriteFile(to, data, 0o600); err != nil {
+				return err
+			}
+		}
 	}
-	return os.WriteFile(to, data, 0o600)
+	return nil
 }
 
 // Prune removes the images of the given kind other than keep: each holds a

@@ -28,6 +28,7 @@ type Config struct {
 	Append string   // kernel command line, only with Kernel
 	Disks  []string // raw files: /dev/vda, /dev/vdb, ...
 	Net    bool     // user-mode network; the host's loopback is 10.0.2.2
+	SSH    int      // port on the host's loopback that leads to the guest's port 22; 0: none. Needs Net
 	// Sync makes the guest's flushes reach the host's disk. Without it they reach the host's
 	// page cache, which is enough when QEMU is killed, not when the host crashes.
 	Sync bool
@@ -122,7 +123,11 @@ func (c Config) args() []string {
 		args = append(args, "-drive", fmt.Sprintf("if=none,id=d%d,format=raw,cache=%s,file=%s", i, cache, d), "-device", fmt.Sprintf("virtio-blk-pci,drive=d%d,bootindex=%d", i, i+1))
 	}
 	if c.Net {
-		args = append(args, "-netdev", "user,id=n", "-device", "virtio-net-pci,netdev=n,romfile=")
+		netdev := "user,id=n"
+		if c.SSH != 0 {
+			netdev += fmt.Sprintf(",hostfwd=tcp:127.0.0.1:%d-:22", c.SSH)
+		}
+		args = append(args, "-netdev", netdev, "-device", "virtio-net-pci,netdev=n,romfile=")
 	}
 	return args
 }

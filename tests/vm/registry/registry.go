@@ -46,7 +46,7 @@ type Registry struct {
 
 // relays is the number of ways to the registry. Their ports are part of the images
 // (the guests' passwords are by address), so it is the same for all labs.
-const relays = 2
+const relays = 8
 
 // Start starts the registry. It ends with Close.
 func Start(ctx context.Context) (_ *Registry, err error) {

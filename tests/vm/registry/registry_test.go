@@ -2,13 +2,20 @@ package registry
 
 import (
 	"bytes"
+	"compress/gzip"
 	"encoding/json"
 	"io"
 	"net"
+	"net/http"
 	"os"
+	"path/filepath"
 	"slices"
 	"testing"
 	"time"
+
+	ocidigest "github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // source serves size bytes to every connection, after it has read one byte.
@@ -112,11 +119,84 @@ func TestVMRegistry(t *testing.T) {
 		if err != nil || !json.Valid(auth) {
 			t.Errorf("auth file %q, error %v", auth, err)
 		}
+		appends(t, r)
 		if err := r.Close(); err != nil {
 			t.Error(err)
 		}
 	}
 	if len(ports[0]) != relays || !slices.Equal(ports[0], ports[1]) {
 		t.Errorf("ports %v, want the same ones twice", ports)
+	}
+}
+
+// appends makes images of one layer more, in the same repository and in another
+// one, and reads them back.
+func appends(t *testing.T, r *Registry) {
+	t.Helper()
+	client, err := r.client()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := api{r, client}
+	put := func(data []byte, mediaType string) v1.Descriptor {
+		d := v1.Descriptor{MediaType: mediaType, Digest: ocidigest.FromBytes(data), Size: int64(len(data))}
+		if err := c.putBlob(t.Context(), "test/one", d.Digest.String(), data); err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	first := []byte("not really a layer")
+	config := put([]byte(`{"architecture":"amd64","os":"linux","config":{"Labels":{"kept":"1","new":"1"}},"rootfs":{"type":"layers","diff_ids":["`+ocidigest.FromBytes(first).String()+`"]}}`), v1.MediaTypeImageConfig)
+	base, err := json.Marshal(v1.Manifest{
+		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: v1.MediaTypeImageManifest,
+		Config: config, Layers: []v1.Descriptor{put(first, v1.MediaTypeImageLayer)},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	from := ocidigest.FromBytes(base).String()
+	if _, err := c.do(t.Context(), http.MethodPut, c.url("test/one/manifests/"+from), v1.MediaTypeImageManifest, base); err != nil {
+		t.Fatal(err)
+	}
+	layer := bytes.Repeat([]byte("layer "), 1000)
+	for _, to := range []string{"test/one", "test/two"} {
+		var digests [2]string
+		for i := range digests {
+			if digests[i], err = r.Append(t.Context(), "test/one", from, to, layer, map[string]string{"new": "2"}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if digests[0] != digests[1] {
+			t.Errorf("%s: the same image twice: %s", to, digests)
+		}
+		dir := t.TempDir()
+		if err := r.PullLayout(t.Context(), to, digests[0], dir, "image"); err != nil {
+			t.Fatal(err)
+		}
+		read := func(d ocidigest.Digest) []byte {
+			b, err := os.ReadFile(filepath.Join(dir, "blobs/sha256", d.Encoded()))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return b
+		}
+		var m v1.Manifest
+		var image v1.Image
+		if err := json.Unmarshal(read(ocidigest.Digest(digests[0])), &m); err != nil || len(m.Layers) != 2 {
+			t.Fatalf("%s: manifest with %d layers, want 2, error %v", to, len(m.Layers), err)
+		}
+		if err := json.Unmarshal(read(m.Config.Digest), &image); err != nil || len(image.RootFS.DiffIDs) != 2 || image.RootFS.DiffIDs[1] != ocidigest.FromBytes(layer) {
+			t.Errorf("%s: diff ids %v, error %v", to, image.RootFS.DiffIDs, err)
+		}
+		if l := image.Config.Labels; l["kept"] != "1" || l["new"] != "2" {
+			t.Errorf("%s: labels %v", to, l)
+		}
+		z, err := gzip.NewReader(bytes.NewReader(read(m.Layers[1].Digest)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := io.ReadAll(z); err != nil || !bytes.Equal(got, layer) {
+			t.Errorf("%s: the layer came back as %d bytes, error %v", to, len(got), err)
+		}
 	}
 }

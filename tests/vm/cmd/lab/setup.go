@@ -58,6 +58,10 @@ func setup(ctx context.Context, args []string) error {
 		f    func() (string, error)
 	}{
 		{"mkcomposefs", func() (string, error) { return debian.Mkcomposefs(ctx, apt) }},
+		{"newer boot loader", func() (string, error) {
+			l, err := debian.NewLoader(ctx, apt)
+			return "systemd-boot " + l.Version, err
+		}},
 		{"base image", func() (string, error) { p, _, err := debian.Base(ctx, sources); return p, err }},
 		{"User Mode Linux", func() (string, error) {
 			logPath, err := cache.Path("uml-build.log")
