@@ -29,6 +29,8 @@ install: build ## programs, units, dracut module and completions below DESTDIR, 
 	$(PUT) -t '$(DESTDIR)/usr/lib/systemd/system-preset' systemd/host/*.preset
 	$(PUT) -t '$(DESTDIR)/usr/lib/cfsboot/initramfs' systemd/initramfs/*
 	$(PUT) systemd/initramfs/watchdog.conf '$(DESTDIR)/usr/lib/systemd/system.conf.d/10-cfsboot-watchdog.conf'
+	install -D -m 755 systemd/grow/grow-root '$(DESTDIR)/usr/lib/cfsboot/grow-root'
+	$(PUT) -t '$(DESTDIR)/usr/lib/cfsboot/repart.d' systemd/grow/*.conf
 	$(PUT) -t '$(DESTDIR)/usr/lib/dracut/modules.d/37cfsboot' systemd/dracut/37cfsboot/*
 	mkdir -p '$(BIN)/completion'
 	for s in bash zsh fish; do env -u GOOS -u GOARCH $(GO) run ./cmd/cfsboot completion $$s >'$(BIN)'/completion/$$s; done

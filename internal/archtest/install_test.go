@@ -28,7 +28,8 @@ func TestMakeInstall(t *testing.T) {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	want := []string{
-		"usr/bin/cfsboot", "usr/lib/cfsboot/cfsboot-setup-root", "usr/lib/systemd/system-preset/80-cfsboot.preset", "usr/lib/systemd/system.conf.d/10-cfsboot-watchdog.conf", "usr/lib/dracut/modules.d/37cfsboot/module-setup.sh",
+		"usr/bin/cfsboot", "usr/lib/cfsboot/cfsboot-setup-root", "usr/lib/cfsboot/grow-root", "usr/lib/cfsboot/repart.d/50-root.conf",
+		"usr/lib/systemd/system-preset/80-cfsboot.preset", "usr/lib/systemd/system.conf.d/10-cfsboot-watchdog.conf", "usr/lib/dracut/modules.d/37cfsboot/module-setup.sh",
 		"usr/share/bash-completion/completions/cfsboot", "usr/share/fish/vendor_completions.d/cfsboot.fish", "usr/share/zsh/vendor-completions/_cfsboot",
 	}
 	for from, to := range map[string]string{"systemd/host": "usr/lib/systemd/system", "systemd/initramfs": "usr/lib/cfsboot/initramfs"} {
@@ -54,7 +55,7 @@ func TestMakeInstall(t *testing.T) {
 			t.Fatal(err)
 		}
 		mode := fs.FileMode(0o644)
-		if strings.HasPrefix(name, "usr/bin/") || strings.HasSuffix(name, "/cfsboot-setup-root") {
+		if strings.HasPrefix(name, "usr/bin/") || strings.HasSuffix(name, "/cfsboot-setup-root") || strings.HasSuffix(name, "/grow-root") {
 			mode = 0o755
 		}
 		if info.Mode() != mode || info.Size() == 0 {

@@ -23,12 +23,13 @@ mkdir -p /usr/lib/sysimage && mv /var/lib/dpkg /usr/lib/sysimage/dpkg && ln -s .
 
 # /etc: an empty machine-id is filled at the first boot; no line for the root, which the initramfs mounts.
 : >/etc/machine-id
-rm -f /var/lib/dbus/machine-id /etc/.pwd.lock /etc/passwd- /etc/group- /etc/shadow- /etc/gshadow-
+rm -f /var/lib/dbus/machine-id /etc/ssh/ssh_host_* /etc/.pwd.lock /etc/passwd- /etc/group- /etc/shadow- /etc/gshadow-
 printf '# The root comes from the kernel command line (composefs.digest=), the boot partition from its GPT type.\n' >/etc/fstab
 sed -i "s/^VERSION_ID=.*/VERSION_ID=\"$version\"/; s/^PRETTY_NAME=.*/PRETTY_NAME=\"cfsboot demo $version on Debian 13\"/" /usr/lib/os-release
 
 systemctl preset systemd-networkd.service systemd-resolved.service cfsboot-finalize.service cfsboot-boot-review.service \
 	apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_reap.service systemd-networkd-wait-online.service
+systemctl preset cfsboot-grow-root.service ssh.service sshd-keygen.service
 systemctl mask systemd-boot-update.service
 # What these would make of /usr after an update is in the image; made on the machine it would be a local change in /etc that outlives its /usr.
 for u in ldconfig systemd-hwdb-update systemd-journal-catalog-update; do rm -f "/usr/lib/systemd/system/sysinit.target.wants/$u.service"; done

@@ -14,6 +14,8 @@ var BasePackages = []string{
 	"systemd", "systemd-sysv", "systemd-resolved", "udev", "dbus", "libpam-systemd",
 	"systemd-boot", "systemd-boot-efi", "systemd-boot-tools",
 	"dracut", "linux-image-cloud-amd64", "kmod", "e2fsprogs", "dosfstools", "ca-certificates", "zstd",
+	"systemd-repart", // grows the root partition
+	"openssh-server",
 }
 
 // baseHook puts the kernel where image-mode tools look for it, and leaves /boot

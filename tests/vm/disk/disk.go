@@ -4,65 +4,76 @@ package disk
 
 import (
 	"context"
-	_ "embed" // the script that runs in the guest
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/cfsboot/cfsboot/tests/vm/uml"
 )
 
-//go:embed install.sh
-var script string
-
-// Options describe an installation. All but Log are required.
+// Options describe an installation. Kernel, Init, Program, Layout, Target and Size
+// are required.
 type Options struct {
 	Kernel, Init string   // see uml.Config
 	Program      string   // the cfsboot program that installs
 	Layout       string   // OCI layout directory with the tag "image"
 	Target       string   // reference that the machine updates from
 	Kargs        []string // kernel arguments beside those of cfsboot
+	RootSSHKey   string   // file with public keys for root; "": none
+	Hostname     string   // "": that of the image
 	Size         int64    // bytes; the file is sparse
-	ESPSize      int64    // bytes
-	Log          io.Writer
+	ESPSize      int64    // bytes; 0: what cfsboot chooses
+	// File installs to the file itself, by way of loop devices of the guest, and
+	// lets cfsboot make it. Otherwise it is the guest's block device.
+	File bool
+	Log  io.Writer // nil discards it
 }
 
-// Install makes the disk file path and installs a system on it.
+// args is the command line of cfsboot.
+func (o Options) args(disk string) []string {
+	args := []string{o.Program, "--progress", "plain", "install", "to-disk", disk, "--image", "oci:" + o.Layout + ":image", "--target-image", o.Target}
+	for _, k := range o.Kargs {
+		args = append(args, "--karg", k)
+	}
+	for _, x := range []struct{ flag, value string }{{"--root-ssh-key", o.RootSSHKey}, {"--hostname", o.Hostname}} {
+		if x.value != "" {
+			args = append(args, x.flag, x.value)
+		}
+	}
+	if o.ESPSize > 0 {
+		args = append(args, "--esp-size", strconv.FormatInt(o.ESPSize, 10))
+	}
+	if o.File {
+		args = append(args, "--size", strconv.FormatInt(o.Size, 10))
+	}
+	return args
+}
+
+// Install makes the disk file path and installs a system on it with "cfsboot
+// install to-disk".
 func Install(ctx context.Context, path string, o Options) error {
-	f, err := os.Create(path)
-	if err != nil {
-		return err
-	}
-	err = f.Truncate(o.Size)
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err != nil {
-		return err
-	}
-	work, err := os.MkdirTemp("", "cfsboot-install-")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(work)
-	mnt, sh := filepath.Join(work, "mnt"), filepath.Join(work, "install.sh")
-	if err := os.Mkdir(mnt, 0o755); err != nil {
-		return err
-	}
-	if err := os.WriteFile(sh, []byte(script), 0o755); err != nil {
-		return err
+	disk, disks := path, []string(nil)
+	if !o.File {
+		disk, disks = "/dev/ubda", []string{path}
+		f, err := os.Create(path)
+		if err != nil {
+			return err
+		}
+		err = f.Truncate(o.Size)
+		if cerr := f.Close(); err == nil {
+			err = cerr
+		}
+		if err != nil {
+			return err
+		}
 	}
 	status, err := uml.Run(ctx, uml.Config{
-		Kernel: o.Kernel, Init: o.Init, Disks: []string{path}, Dir: "/", Limit: 5 * time.Minute, Output: o.Log,
-		Env: []string{
-			"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8", "HOME=/root", "MNT=" + mnt, "PROGRAM=" + o.Program, "LAYOUT=" + o.Layout,
-			"TARGET=" + o.Target, "KARGS=" + strings.Join(o.Kargs, " "), "ESP_MIB=" + strconv.FormatInt(o.ESPSize>>20, 10),
-		},
-		Args: []string{"/bin/sh", sh},
+		Kernel: o.Kernel, Init: o.Init, Disks: disks, Dir: "/", Limit: 5 * time.Minute, Output: o.Log,
+		Env:  []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8", "HOME=/root"},
+		Args: o.args(disk),
 	})
 	if err == nil && status != 0 {
 		err = fmt.Errorf("install in User Mode Linux: exit status %d", status)
