@@ -27,6 +27,7 @@ const (
 	CodeInUse      = "in-use"      // the disk is used by somebody
 	CodeNotEmpty   = "not-empty"   // the disk holds something that must not be destroyed
 	CodeIncomplete = "incomplete"  // the disk holds an installation that was interrupted
+	CodeTwins      = "two-disks"   // a copy of the root's disk is attached
 	CodeIdentity   = "identity"    // no name for a machine, or no public keys
 	CodeNoRegistry = "no-registry" // the machine follows nothing that is in a registry
 	CodeNoRecord   = "no-record"   // nobody knows what a deployment is

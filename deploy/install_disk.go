@@ -15,6 +15,7 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
+	"github.com/cfsboot/cfsboot/deploy/esp"
 	"github.com/cfsboot/cfsboot/deploy/install"
 	"github.com/cfsboot/cfsboot/internal/durable"
 	"github.com/cfsboot/cfsboot/internal/mnt"
@@ -187,6 +188,16 @@ func refuseDisk(err error) error {
 		return &RefusedError{Code: CodeTarget, Err: err}
 	case errors.As(err, &arch):
 		return &RefusedError{Code: CodeImage, Err: err}
+	}
+	return err
+}
+
+// refuseTwins makes a *RefusedError of what esp says about copies of the root's
+// disk: a change might go to the one that does not boot.
+func refuseTwins(err error) error {
+	var twins *esp.TwinError
+	if errors.As(err, &twins) {
+		return &RefusedError{Code: CodeTwins, Err: err}
 	}
 	return err
 }

@@ -184,6 +184,9 @@ func (m *machine) openESP() error {
 	if err != nil {
 		return err
 	}
+	if err := esp.CheckTwins(m.Root, m.facts.Booted.Sysroot.Dev); err != nil {
+		return refuseTwins(err)
+	}
 	m.Logger.Debug("boot partition", "path", dev.Path, "why", dev.Why)
 	if path, ok := mountOf(m.path("/proc/self/mountinfo"), dev.Dev); ok {
 		return m.useESP(openWritable(m.path(path)))

@@ -339,6 +339,7 @@ const (
 	ProblemTornRecord  = "journal-damaged"    // newer journal records are incomplete
 	ProblemDeployment  = "deployment-record"  // a deployment.json cannot be read
 	ProblemESP         = "boot-partition"     // boot entries cannot be read
+	ProblemTwins       = "two-disks"          // a copy of the root's disk is attached
 	ProblemEntry       = "boot-entry"         // one of our entries cannot be read or is missing
 	ProblemUnknown     = "boot-entry-unknown" // an entry of ours that the journal does not know
 	ProblemForeign     = "foreign-default"    // an entry of somebody else is what boots next

@@ -193,6 +193,9 @@ func (r *statusReader) openESP() (*durable.Dir, error) {
 		}
 		return nil, err
 	}
+	if err := esp.CheckTwins(r.Root, rootDev); err != nil {
+		r.problem(ProblemTwins, "detach the copy, or give it identifiers of its own", err)
+	}
 	if path, ok := mountOf(r.path("/proc/self/mountinfo"), dev.Dev); ok {
 		return durable.OpenDir(r.path(path))
 	}
