@@ -1,10 +1,11 @@
 // Package efivar reads the variables with which a boot loader tells the running
-// system what it did: the Loader* variables of the vendor
-// 4a67b082-0a4c-41cf-b6c7-440b29bb8c4f, as efivarfs shows them.
+// system what it did, and writes the one that tells it what to start next: the
+// Loader* variables of the vendor 4a67b082-0a4c-41cf-b6c7-440b29bb8c4f, as efivarfs
+// shows them.
 //
 // A variable file is a 32-bit little-endian attribute word and the data; text
-// is UTF-16LE with a closing NUL (boot.md 4.5). The package only reads. Nothing
-// in a variable is trusted: whoever controls the firmware's store writes them.
+// is UTF-16LE with a closing NUL (boot.md 4.5). Nothing in a variable is trusted:
+// whoever controls the firmware's store writes them.
 //
 // A [Dir] may be used by several goroutines.
 package efivar

@@ -5,6 +5,8 @@ import (
 	"os"
 
 	"github.com/cfsboot/cfsboot/bootimage/bls"
+	"github.com/cfsboot/cfsboot/deploy/record"
+	"github.com/cfsboot/cfsboot/internal/durable"
 )
 
 // MountCode shows the code of a refused mount.
@@ -27,3 +29,21 @@ var AsFailure = asFailure
 
 // HasFilesystem shows how /proc/filesystems is read.
 var HasFilesystem = hasFilesystem
+
+// FailedBoot is what decides about the end of a failed boot.
+type FailedBoot = failedBoot
+
+// DecideFailed shows what follows: power-off, or the entry that is started once (0: none).
+func DecideFailed(f FailedBoot) (powerOff bool, oneShot uint64) {
+	step := decideFailed(f)
+	if step.OneShot != nil {
+		oneShot = step.OneShot.Seq
+	}
+	return step.PowerOff, oneShot
+}
+
+// Remember shows what is written down below root.
+func Remember(root *durable.Dir, o FailedOptions, kmsg []byte, action Action) (record.BootFailure, error) {
+	o.setDefaults()
+	return remember(root, o, failureRecord(o, kmsg), kmsg, action)
+}

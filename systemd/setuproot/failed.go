@@ -5,18 +5,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
-	"slices"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/cfsboot/cfsboot/bootimage/bls"
-	"github.com/cfsboot/cfsboot/internal/durable"
-	"github.com/cfsboot/cfsboot/internal/mnt"
+	"github.com/cfsboot/cfsboot/deploy/record"
 )
 
 // FailedOptions are the environment of BootFailed.
@@ -26,6 +23,8 @@ type FailedOptions struct {
 	Cmdline string // the kernel's command line
 	Policy  Policy
 	Logger  *slog.Logger                               // nil: discard
+	Vars    Vars                                       // the boot loader's; default those of efivarfs
+	Now     func() time.Time                           // written into the record; default the clock
 	KmsgLog func() ([]byte, error)                     // the kernel log; default /dev/kmsg
 	End     func(Action) error                         // reboots or powers off; default reboot(2)
 	Wait    func(context.Context, time.Duration) error // default: sleep
@@ -34,22 +33,19 @@ type FailedOptions struct {
 // ErrShell is returned by BootFailed when an emergency shell is to follow.
 var ErrShell = errors.New("boot failed: emergency shell")
 
-const (
-	failureDir   = "state/boot-failures"
-	keepFailures = 20
-	maxFailure   = 64 << 10 // bytes of the kernel log that are kept
-)
-
-// BootFailed is what happens instead of the switch to the new root: it repeats the reason on the console, keeps the
-// end of the kernel log on the physical root if that is writable, waits, and reboots, so that boot counting comes to
-// another entry. It returns ErrShell if policy or an unsealed command line ask for a shell, and otherwise only if the
-// machine does not go down.
-func BootFailed(ctx context.Context, o FailedOptions) error {
+// setDefaults fills in what the options leave out.
+func (o *FailedOptions) setDefaults() {
 	if o.Sysroot == "" {
 		o.Sysroot = "/sysroot"
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Vars == nil {
+		o.Vars = loaderVars()
+	}
+	if o.Now == nil {
+		o.Now = now
 	}
 	if o.KmsgLog == nil {
 		o.KmsgLog = readKmsg
@@ -60,23 +56,45 @@ func BootFailed(ctx context.Context, o FailedOptions) error {
 	if o.Wait == nil {
 		o.Wait = sleep
 	}
+	if o.BootID == "" {
+		id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+		if err != nil {
+			o.Logger.Warn("read the boot ID: " + err.Error())
+		}
+		o.BootID = strings.TrimSpace(string(id))
+	}
+}
+
+// BootFailed is what happens instead of the switch to the new root: it repeats the reason on the console, keeps a record
+// and the end of the kernel log on the physical root if that is writable, tells the loader what to start instead if the
+// loader would start the same entry for ever, waits, and reboots. It returns ErrShell if policy or an unsealed command
+// line ask for a shell, and otherwise only if the machine does not go down. Formats and rules: docs/design/boot-failure.md.
+func BootFailed(ctx context.Context, o FailedOptions) error {
+	o.setDefaults()
 	text, err := o.KmsgLog()
 	if err != nil {
 		o.Logger.Warn("read the kernel log: " + err.Error())
 	}
-	if reason := lastFailure(text); reason != "" {
-		o.Logger.Error("this boot failed: " + reason)
-	} else {
-		o.Logger.Error("this boot failed: the initramfs did not reach a root file system; the reason is in the messages above")
-	}
-	if name, err := keepLog(o, text); err != nil {
-		o.Logger.Warn("keep the log of this boot: " + err.Error())
-	} else {
-		o.Logger.Info("the log of this boot is kept in " + name)
-	}
+	f := failureRecord(o, text)
+	o.Logger.Error("this boot failed: " + f.Reason)
 	action := o.Policy.Failure
 	if !o.Policy.Sealed && wantsShell(bls.ParseCmdline(o.Cmdline)) {
 		action = ActionShell
+	}
+	if root, err := openPlace(o.Sysroot); err != nil {
+		o.Logger.Warn("keep the log of this boot: " + err.Error())
+	} else {
+		f, err = remember(root, o, f, text, action)
+		_ = root.Close() // every file was synced
+		if err != nil {
+			o.Logger.Warn("keep the log of this boot: " + strings.ReplaceAll(err.Error(), "\n", "; "))
+		} else {
+			o.Logger.Info("the log of this boot is kept in " + record.BootFailureDir + "/" + f.Name() + ".log")
+		}
+		if action == ActionReboot && f.Action == string(ActionPowerOff) {
+			o.Logger.Error(fmt.Sprintf("deployment %.12s failed more than %d times in a row", f.Deployment, maxStreak))
+			action = ActionPowerOff
+		}
 	}
 	if action == ActionShell {
 		return ErrShell
@@ -131,92 +149,6 @@ func readKmsg() ([]byte, error) {
 			out.Write(buf[:n])
 		}
 	}
-}
-
-// keepLog writes the end of the kernel log below the physical root and removes all but the newest logs. It does so
-// only on a file system that holds our state.
-func keepLog(o FailedOptions, text []byte) (string, error) {
-	sysroot, err := durable.OpenDir(o.Sysroot)
-	if err != nil {
-		return "", err
-	}
-	defer sysroot.Close() //nolint:errcheck // a directory descriptor
-	f, err := os.Open(o.Sysroot)
-	if err != nil {
-		return "", err
-	}
-	mounted, err := mnt.IsRoot(f)
-	if err := errors.Join(err, f.Close()); err != nil {
-		return "", err
-	}
-	if !mounted {
-		return "", fmt.Errorf("%s: nothing is mounted there", o.Sysroot)
-	}
-	state, err := sysroot.Sub("state")
-	if err != nil {
-		return "", err
-	}
-	defer state.Close() //nolint:errcheck // a directory descriptor
-	dir, err := state.MkdirAll("boot-failures", 0o755)
-	if err != nil {
-		return "", err
-	}
-	defer dir.Close() //nolint:errcheck // a directory descriptor
-	if o.BootID == "" {
-		id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-		if err != nil {
-			return "", err
-		}
-		o.BootID = strings.TrimSpace(string(id))
-	}
-	if err := forgetOld(dir); err != nil {
-		return "", err
-	}
-	if len(text) > maxFailure {
-		text = text[len(text)-maxFailure:]
-	}
-	name := o.BootID + ".log"
-	return failureDir + "/" + name, dir.WriteFile(name, text, 0o600)
-}
-
-// forgetOld makes room for one log more.
-func forgetOld(dir *durable.Dir) error {
-	entries, err := dir.ReadDir()
-	if err != nil {
-		return err
-	}
-	type old struct {
-		name string
-		sec  int64
-		nsec int64
-	}
-	var logs []old
-	for _, e := range entries {
-		if !e.IsRegular() || !strings.HasSuffix(e.Name, ".log") {
-			continue
-		}
-		st, err := dir.Lstat(e.Name)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		logs = append(logs, old{e.Name, st.Mtim.Sec, st.Mtim.Nsec})
-	}
-	slices.SortFunc(logs, func(a, b old) int {
-		if a.sec != b.sec {
-			return int(max(-1, min(1, a.sec-b.sec)))
-		}
-		return int(max(-1, min(1, a.nsec-b.nsec)))
-	})
-	for len(logs) >= keepFailures {
-		if err := dir.Remove(logs[0].name); err != nil {
-			return err
-		}
-		logs = logs[1:]
-	}
-	return nil
 }
 
 func sleep(ctx context.Context, d time.Duration) error {

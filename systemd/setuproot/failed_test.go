@@ -36,6 +36,9 @@ func failedRun(t *testing.T, o setuproot.FailedOptions) (log string, action setu
 	if o.Sysroot == "" {
 		o.Sysroot = t.TempDir()
 	}
+	if o.Vars == nil {
+		o.Vars = fakeVars{}
+	}
 	err = setuproot.BootFailed(t.Context(), o)
 	return b.String(), action, waited, err
 }
@@ -74,23 +77,29 @@ func TestBootFailed(t *testing.T) {
 	}
 }
 
+// bootIDs makes boot IDs.
+const bootIDs = "01234567-89ab-4cde-8f01-2345678900%02d"
+
 // TestRootBootFailedKeepsLogs: logs are kept on the physical root, the oldest of more than 20 goes.
 func TestRootBootFailedKeepsLogs(t *testing.T) {
 	needKernel(t)
 	m := newMachine(t)
 	dir := m.path("state/boot-failures")
 	for i := range 25 {
-		log, _, _, err := failedRun(t, setuproot.FailedOptions{Sysroot: m.sysroot, BootID: fmt.Sprintf("boot-%02d", i), Policy: setuproot.DefaultPolicy()})
+		log, _, _, err := failedRun(t, setuproot.FailedOptions{Sysroot: m.sysroot, BootID: fmt.Sprintf(bootIDs, i), Policy: setuproot.DefaultPolicy()})
 		must(t, err)
-		if !strings.Contains(log, "is kept in state/boot-failures/boot-") {
+		if !strings.Contains(log, "is kept in state/boot-failures/01234567-") {
 			t.Fatalf("log: %s", log)
 		}
 		stamp := time.Unix(1700000000+int64(i), 0)
-		must(t, os.Chtimes(filepath.Join(dir, fmt.Sprintf("boot-%02d.log", i)), stamp, stamp))
+		must(t, os.Chtimes(filepath.Join(dir, fmt.Sprintf(bootIDs+".log", i)), stamp, stamp))
+		must(t, os.Chtimes(filepath.Join(dir, fmt.Sprintf(bootIDs+".json", i)), stamp, stamp))
 	}
-	logs, err := filepath.Glob(dir + "/*")
+	records, err := filepath.Glob(dir + "/*.json")
 	must(t, err)
-	if len(logs) != 20 || filepath.Base(logs[0]) != "boot-05.log" || readFile(t, logs[0]) != kmsg {
+	logs, err := filepath.Glob(dir + "/*.log")
+	must(t, err)
+	if len(records) != 20 || len(logs) != 20 || filepath.Base(logs[0]) != fmt.Sprintf(bootIDs+".log", 5) || readFile(t, logs[0]) != kmsg {
 		t.Errorf("%d logs, first %q", len(logs), logs[0])
 	}
 	m.unmount()
