@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/cfsboot/cfsboot/deploy/esp"
 	"github.com/cfsboot/cfsboot/deploy/record"
 	"github.com/cfsboot/cfsboot/internal/durable"
 	"github.com/cfsboot/cfsboot/repo"
@@ -18,10 +17,9 @@ import (
 // trashDir holds state on its way out.
 const trashDir = stateTop + "/trash"
 
-// clean removes what no deployment of the journal needs: half-made and dropped
-// state, orphans, payloads that nobody names, refs of deployments that are gone.
-// Removing is not what the user asked for, so a failure is only logged: the next
-// run tries again.
+// clean removes what is no longer needed, old deployments beyond those that are to
+// be kept included. Removing is not what the user asked for, so a failure is only
+// logged: the next run tries again.
 func (m *machine) clean(ctx context.Context) {
 	if err := m.cleanAll(ctx); err != nil {
 		m.Logger.Warn("clean up", "error", err)
@@ -29,7 +27,7 @@ func (m *machine) clean(ctx context.Context) {
 }
 
 func (m *machine) cleanAll(ctx context.Context) error {
-	for _, step := range []func(context.Context) error{m.cleanStaged, m.cleanEtc, m.cleanTemps, m.cleanOrigins, m.cleanOrphans, m.cleanRetiring, m.cleanPayloads, m.cleanRefs, m.cleanTrash} {
+	for _, step := range []func(context.Context) error{m.cleanLeftovers, m.retireOld, m.collectPending} {
 		if err := step(ctx); err != nil {
 			return err
 		}
@@ -38,7 +36,20 @@ func (m *machine) cleanAll(ctx context.Context) error {
 	return nil
 }
 
-// cleanStaged removes staged state that is not of the staged deployment.
+// cleanLeftovers removes what no deployment of the journal needs: half-made and
+// dropped state, orphans, payloads that nobody names, refs of deployments that are
+// gone.
+func (m *machine) cleanLeftovers(ctx context.Context) error {
+	for _, step := range []func(context.Context) error{m.cleanStaged, m.cleanEtc, m.cleanTemps, m.cleanOrigins, m.cleanOrphans, m.cleanRetiring, m.cleanPayloads, m.cleanRefs, m.cleanTrash} {
+		if err := step(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// cleanStaged removes staged state that is not of the staged deployment. That of
+// orphans goes when they do: it says which tag they have.
 func (m *machine) cleanStaged(context.Context) error {
 	list, err := m.top.ReadSubDir(stagedDir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -49,7 +60,7 @@ func (m *machine) cleanStaged(context.Context) error {
 	}
 	s := m.facts.State
 	for _, x := range list {
-		if s.Staged != nil && s.Staged.Deployment == x.Name || s.Transaction != nil && s.Transaction.Deployment == x.Name {
+		if s.Staged != nil && s.Staged.Deployment == x.Name || s.Transaction != nil && s.Transaction.Deployment == x.Name || slices.Contains(s.Orphans, x.Name) {
 			continue
 		}
 		if err := m.top.RemoveAll(stagedDir + "/" + x.Name); err != nil {
@@ -203,27 +214,11 @@ func (m *machine) removeStale(keep string) error {
 }
 
 // cleanRefs removes the refs of deployments that the journal does not know and
-// nothing starts. If an entry cannot be read nobody knows what it starts.
+// nothing starts.
 func (m *machine) cleanRefs(ctx context.Context) error {
-	if slices.ContainsFunc(m.facts.Entries, func(e esp.Entry) bool { return e.Err != nil }) {
-		return nil
-	}
-	known := m.facts.State.Deployments()
-	var gone []string
-	for _, kind := range []repo.Kind{repo.Images, repo.Streams} {
-		// Not Refs: a directory without refs has to go too.
-		list, err := m.repo.Dir().ReadSubDir(kind.String() + "/refs/" + strings.TrimSuffix(refPrefix, "/"))
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		for _, x := range list {
-			if isID(x.Name) && !slices.Contains(known, x.Name) && !m.facts.Startable(x.Name) && !slices.Contains(gone, x.Name) {
-				gone = append(gone, x.Name)
-			}
-		}
+	gone, err := m.strayRefs(m.facts.State.Deployments())
+	if err != nil {
+		return err
 	}
 	for _, id := range gone {
 		if err := m.removeRefs(ctx, id); err != nil {
@@ -231,6 +226,27 @@ func (m *machine) cleanRefs(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// strayRefs lists the deployments that have refs, or a directory for them, and are
+// not among the known ones. What an entry may start is not listed.
+func (m *machine) strayRefs(known []string) (gone []string, err error) {
+	for _, kind := range []repo.Kind{repo.Images, repo.Streams} {
+		// Not Refs: a directory without refs has to go too.
+		list, err := m.repo.Dir().ReadSubDir(kind.String() + "/refs/" + strings.TrimSuffix(refPrefix, "/"))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		for _, x := range list {
+			if isID(x.Name) && !slices.Contains(known, x.Name) && !m.facts.Startable(x.Name) && !slices.Contains(gone, x.Name) {
+				gone = append(gone, x.Name)
+			}
+		}
+	}
+	return gone, nil
 }
 
 // cleanTrash removes state that a killed run had taken away already.
@@ -251,9 +267,10 @@ func (m *machine) cleanTrash(context.Context) error {
 }
 
 // retire removes a deployment for good: its entries first, durably, then what
-// they need (lifecycle.md 6.7). The caller has made sure that it may go.
+// they need (lifecycle.md 6.7). The caller has made sure that it may go. Its
+// objects go with the next garbage collection.
 func (m *machine) retire(ctx context.Context, id string) error {
-	m.say("removing deployment %s to make room", short(id))
+	m.say("removing deployment %s", short(id))
 	if err := m.add(record.Event{Kind: record.EventRetire, Deployment: id}); err != nil {
 		return err
 	}
@@ -274,20 +291,23 @@ func (m *machine) finishRetire(ctx context.Context, id string) error {
 			}
 		}
 	}
-	if err := m.forget(ctx, id); err != nil {
-		return err
-	}
 	if err := m.look(); err != nil {
 		return err
 	}
-	return m.removeStale("")
+	if err := m.removeStale(""); err != nil {
+		return err
+	}
+	return m.forget(ctx, id)
 }
 
-// forget removes state and refs of a deployment that no entry boots, and says so
-// in the journal.
+// forget removes state, tag and refs of a deployment that no entry boots, and
+// says so in the journal.
 func (m *machine) forget(ctx context.Context, id string) error {
 	if id == m.facts.BootedID() {
 		return fmt.Errorf("remove deployment %s: it is running", short(id))
+	}
+	if err := m.untag(ctx, id); err != nil {
+		return err
 	}
 	for _, name := range []string{stateOf(id), stagedOf(id)} {
 		if err := m.removeState(name); err != nil {
@@ -297,7 +317,10 @@ func (m *machine) forget(ctx context.Context, id string) error {
 	if err := m.removeRefs(ctx, id); err != nil {
 		return err
 	}
-	return m.add(record.Event{Kind: record.EventRetired, Deployment: id})
+	if err := m.add(record.Event{Kind: record.EventRetired, Deployment: id}); err != nil {
+		return err
+	}
+	return m.look()
 }
 
 // removeState removes the directory of a deployment: under another name first,
@@ -335,13 +358,9 @@ func (m *machine) makeRoom(ctx context.Context, need int64, keepID, keepPayload 
 	if err != nil {
 		return err
 	}
-	var candidates []candidate
-	for _, id := range retirable(m.facts, keepID) {
-		candidates = append(candidates, candidate{id, m.frees(id, space.Cluster)})
-	}
-	ids, err := planRoom(m.esp.Dir().Path(), need, space, candidates)
+	ids, err := planRoom(m.esp.Dir().Path(), need, space, m.candidates(keepID, space.Cluster))
 	if err != nil {
-		return fmt.Errorf("plan the boot partition (%d payloads there take %d bytes): %w", len(m.facts.Payloads), m.payloadBytes(space.Cluster), err)
+		return m.roomError(err, space)
 	}
 	for _, id := range crowding(m.facts, keepID) {
 		if !slices.Contains(ids, id) {
@@ -356,24 +375,9 @@ func (m *machine) makeRoom(ctx context.Context, need int64, keepID, keepPayload 
 	return nil
 }
 
-// frees returns the bytes on the boot partition that only this deployment uses.
-func (m *machine) frees(id string, cluster int64) int64 {
-	var digest string
-	if a := m.facts.State.LatestOf(id); a != nil {
-		digest = a.BootDigest
-	}
-	for _, a := range m.facts.State.Entries {
-		if a.Deployment != id && a.BootDigest == digest {
-			return 0
-		}
-	}
-	if st := m.facts.State.Staged; st != nil && st.BootDigest == digest {
-		return 0
-	}
-	if t := m.facts.State.Transaction; t != nil && t.BootDigest == digest {
-		return 0
-	}
-	return m.esp.PayloadSize(digest, cluster)
+// candidates are the deployments that may make room on the boot partition.
+func (m *machine) candidates(keepID string, cluster int64) []candidate {
+	return groups(m.facts, retirable(m.facts, keepID), func(digest string) int64 { return m.esp.PayloadSize(digest, cluster) })
 }
 
 func (m *machine) payloadBytes(cluster int64) int64 {

@@ -33,6 +33,11 @@ const (
 	CodeNoRecord   = "no-record"   // nobody knows what a deployment is
 	CodeNotStaged  = "not-staged"  // no deployment is staged
 	CodeSequence   = "sequence"    // the sequence numbers of boot entries are used up
+	CodeBooted     = "booted"      // the deployment runs
+	CodeStaged     = "staged"      // the deployment is staged
+	CodeLast       = "last-good"   // no other deployment is known to boot
+	CodeEntries    = "entries"     // the boot partition does not show what the journal says
+	CodeRoots      = "gc-roots"    // what runs is not in the repository
 )
 
 // RefusedError is a refusal by rule, made before anything was changed.

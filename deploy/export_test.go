@@ -4,11 +4,18 @@ import (
 	"fmt"
 
 	"github.com/cfsboot/cfsboot/deploy/esp"
+	"github.com/cfsboot/cfsboot/internal/durable"
 )
 
 // WithSpace makes the boot partition as full as space says.
 func (o Options) WithSpace(space func(*esp.ESP) (esp.Space, error)) Options {
 	o.space = space
+	return o
+}
+
+// WithRepoSpace makes the file system of the repository as full as space says.
+func (o Options) WithRepoSpace(space func() (durable.Space, error)) Options {
+	o.repoSpace = space
 	return o
 }
 

@@ -50,9 +50,9 @@ func (f Facts) EntryOf(seq uint64) *esp.Entry {
 }
 
 // Startable tells whether a deployment runs or an entry on the boot partition
-// starts it, whatever the journal says.
+// starts it, or may start it, whatever the journal says.
 func (f Facts) Startable(id string) bool {
-	return id == f.BootedID() || slices.ContainsFunc(f.Entries, func(e esp.Entry) bool { return e.Err == nil && e.ImageID() == id })
+	return id == f.BootedID() || slices.ContainsFunc(f.Entries, func(e esp.Entry) bool { return e.MayName(id) })
 }
 
 // DefaultID is the deployment that the loader starts next: that of the first

@@ -21,6 +21,7 @@ func Finalize(ctx context.Context, o Options) (_ *Change, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, m.Close()) }()
+	m.hurry = true
 	st := m.facts.State.Staged
 	if st == nil || st.DownloadOnly {
 		m.clean(ctx) // perhaps of a run that was killed after its last record

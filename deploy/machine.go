@@ -31,6 +31,7 @@ type machine struct {
 	esp     *esp.ESP
 	journal *journal
 	facts   Facts
+	hurry   bool           // leave to the next run what takes long
 	close   []func() error // in reverse order
 
 	repaired []Repaired // what an interrupted command had left
@@ -84,7 +85,7 @@ func openLocked(ctx context.Context, o Options) (_ *machine, err error) {
 	if _, err := readJournal(m.top); errors.Is(err, record.ErrNoJournal) {
 		return nil, refuse(CodeNotManaged, "this machine was not installed by cfsboot: %s has no %s", m.top.Path(), record.JournalDir)
 	}
-	if err := m.start(ctx, repo.Options{RequireVerity: booted.Secure, LockWait: m.LockWait, Logger: m.Logger}); err != nil {
+	if err := m.start(ctx, repo.Options{RequireVerity: booted.Secure, LockWait: m.LockWait, Space: m.repoSpace, Logger: m.Logger}); err != nil {
 		return nil, err
 	}
 	return m, m.openESP()
@@ -244,9 +245,19 @@ func (m *machine) look() error {
 	}
 	var err error
 	if m.facts.Entries, err = m.esp.Entries(); err != nil {
-		return err
+		return inTheWay(err)
 	}
 	m.facts.Payloads, err = m.esp.Payloads()
+	return inTheWay(err)
+}
+
+// inTheWay makes a *ConflictError of something on the boot partition that is of
+// another type than what belongs there.
+func inTheWay(err error) error {
+	var other *esp.VerifyError
+	if errors.As(err, &other) && (other.Got == esp.NoFile || other.Got == esp.NoDirectory) {
+		return &ConflictError{What: "in the way on the boot partition", Paths: []string{other.Path}, Reasons: []string{other.Got}, Err: err}
+	}
 	return err
 }
 
@@ -286,6 +297,27 @@ func (m *machine) recover() error {
 		if err := m.look(); err != nil {
 			return err
 		}
+	}
+}
+
+// foresee brings the facts up to date as recover does, in memory only.
+func (m *machine) foresee() error {
+	if err := m.look(); err != nil {
+		return err
+	}
+	for {
+		r, ok := nextRepair(m.facts)
+		if !ok {
+			return nil
+		}
+		if r.RemoveEntry != "" {
+			m.facts.Entries = slices.DeleteFunc(m.facts.Entries, func(e esp.Entry) bool { return e.File == r.RemoveEntry })
+		}
+		next, err := m.facts.State.Apply(r.Event, m.Clock.Now())
+		if err != nil {
+			return err
+		}
+		m.facts.State = next
 	}
 }
 

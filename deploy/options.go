@@ -51,7 +51,8 @@ type Options struct {
 	Progress progress.Reporter // may be nil
 	Logger   *slog.Logger      // nil: discard
 
-	space func(*esp.ESP) (esp.Space, error) // replaced by tests
+	space     func(*esp.ESP) (esp.Space, error) // replaced by tests
+	repoSpace func() (durable.Space, error)     // of the repository, set by tests; nil: ask
 }
 
 // OpenSource opens an image reference ("docker://…", "oci:DIR:TAG") for pulling.

@@ -207,21 +207,19 @@ func findID(s record.State, prefix string) (string, error) {
 }
 
 // retirable lists the deployments that may be removed to make room, the first
-// one first: failed ones, then the oldest. The booted, the staged, the default
-// and the one that rollback goes to stay, and so does keep.
+// one first: failed ones, then the oldest, and as a last resort the one that
+// rollback goes to, if the running one is known to be good. The booted, the
+// staged and the default stay, and so does keep.
 func retirable(f Facts, keep string) []string {
-	hold := []string{f.BootedID(), keep}
-	if st := f.State.Staged; st != nil {
-		hold = append(hold, st.Deployment)
-	}
-	if t := f.State.Transaction; t != nil {
-		hold = append(hold, t.Deployment)
-	}
-	for _, e := range []*record.ArmedEntry{f.State.Newest(), f.State.Rollback(f.BootedID())} {
-		if e != nil {
-			hold = append(hold, e.Deployment)
+	var hold []string
+	last := ""
+	for _, k := range held(f) {
+		if k.Why == WhyRollback && f.good(f.BootedID()) {
+			last = k.Deployment
 		}
+		hold = append(hold, k.Deployment)
 	}
+	hold = append(hold, keep)
 	var failed, old []string
 	for _, e := range f.State.Entries {
 		switch id := e.Deployment; {
@@ -231,6 +229,9 @@ func retirable(f Facts, keep string) []string {
 		default:
 			old = append(old, id)
 		}
+	}
+	if last != "" && last != keep {
+		old = append(old, last)
 	}
 	return append(failed, old...)
 }
@@ -242,22 +243,21 @@ const maxEntries = 128
 // crowding lists the deployments that go because there are too many entries.
 func crowding(f Facts, keep string) []string {
 	ids := retirable(f, keep)
+	if r := f.State.Rollback(f.BootedID()); r != nil { // not for this
+		ids = slices.DeleteFunc(ids, func(id string) bool { return id == r.Deployment })
+	}
 	return ids[:min(len(ids), max(0, len(f.State.Entries)-maxEntries))]
 }
 
 // stalePayloads lists the payloads on the boot partition that no entry of
-// anyone names and no deployment of the journal needs. If an entry cannot be
-// read, nobody knows what it names, so nothing is stale.
+// anyone names and no deployment of the journal needs that stays. What an entry
+// that cannot be read may name is not stale.
 func stalePayloads(f Facts, keep string) []string {
 	used := []string{keep}
-	for _, e := range f.Entries {
-		if e.Err != nil {
-			return nil
-		}
-		used = append(used, e.Payload())
-	}
 	for _, a := range f.State.Entries {
-		used = append(used, a.BootDigest)
+		if !a.Retiring {
+			used = append(used, a.BootDigest)
+		}
 	}
 	if st := f.State.Staged; st != nil {
 		used = append(used, st.BootDigest)
@@ -265,13 +265,60 @@ func stalePayloads(f Facts, keep string) []string {
 	if t := f.State.Transaction; t != nil {
 		used = append(used, t.BootDigest)
 	}
-	return slices.DeleteFunc(slices.Clone(f.Payloads), func(d string) bool { return slices.Contains(used, d) })
+	return slices.DeleteFunc(slices.Clone(f.Payloads), func(d string) bool {
+		return slices.Contains(used, d) || slices.ContainsFunc(f.Entries, func(e esp.Entry) bool { return e.MayName(d) })
+	})
 }
 
-// candidate is a deployment that could make room.
+// candidate are deployments that make room together: those that share a payload.
 type candidate struct {
-	ID    string
+	IDs   []string
 	Frees int64 // bytes on the boot partition
+}
+
+// groups makes candidates of deployments that may go, in their order: a payload
+// is free when the last one goes that uses it. size tells what a payload takes.
+func groups(f Facts, ids []string, size func(digest string) int64) []candidate {
+	users := map[string][]string{} // of a payload
+	use := func(digest, id string) {
+		if id != "" && !slices.Contains(users[digest], id) {
+			users[digest] = append(users[digest], id)
+		}
+	}
+	for _, a := range f.State.Entries {
+		use(a.BootDigest, a.Deployment)
+	}
+	if st := f.State.Staged; st != nil {
+		use(st.BootDigest, st.Deployment)
+	}
+	if t := f.State.Transaction; t != nil {
+		use(t.BootDigest, t.Deployment)
+	}
+	for _, e := range f.Entries {
+		if !e.Ours || f.State.Entry(e.Name.Seq) == nil {
+			use(e.Payload(), e.File) // somebody else's
+		}
+	}
+	var out []candidate
+	gone := map[string]bool{}
+	done := map[string]bool{}
+	for _, id := range ids {
+		gone[id] = true
+		for digest, all := range users {
+			if done[digest] || !slices.Contains(all, id) || slices.ContainsFunc(all, func(u string) bool { return !gone[u] }) {
+				continue
+			}
+			done[digest] = true
+			var together []string
+			for _, x := range ids {
+				if slices.Contains(all, x) {
+					together = append(together, x)
+				}
+			}
+			out = append(out, candidate{together, size(digest)})
+		}
+	}
+	return out
 }
 
 // planRoom chooses the candidates to retire so that need bytes fit and the
@@ -286,7 +333,7 @@ func planRoom(where string, need int64, space esp.Space, candidates []candidate)
 			break
 		}
 		if c.Frees > 0 {
-			retire, have = append(retire, c.ID), have+c.Frees
+			retire, have = append(retire, c.IDs...), have+c.Frees
 		}
 	}
 	if have < want {

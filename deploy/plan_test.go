@@ -21,6 +21,7 @@ var (
 	idA   = strings.Repeat("a1", 64)
 	idB   = strings.Repeat("b2", 64)
 	idC   = strings.Repeat("c3", 64)
+	idD   = strings.Repeat("d4", 64)
 	bootA = strings.Repeat("a1", 32)
 	bootB = strings.Repeat("b2", 32)
 	bootC = strings.Repeat("c3", 32)
@@ -94,6 +95,11 @@ func torn(t *testing.T, seq uint64, counter string) esp.Entry {
 	e := file(t, seq, counter, idA)
 	e.Entry, e.Err = bls.Entry{}, &bls.EntryError{Detail: "empty file"}
 	return e
+}
+
+// noEntry is a file of somebody else that can be read and is no entry.
+func noEntry(text string) esp.Entry {
+	return esp.Entry{File: "odd.conf", Err: errors.New("no entry"), Raw: []byte(text)}
 }
 
 func booted(id string) *record.Booted { return &record.Booted{Digest: id} }
@@ -314,6 +320,87 @@ func TestRetirableKeepsTheLastGood(t *testing.T) {
 	}
 }
 
+func TestPlanRetire(t *testing.T) {
+	abc := join(installed(idA), []record.Event{blessed(1)}, armed(idB, 2), []record.Event{blessed(2)}, armed(idC, 3))
+	good := join(abc, []record.Event{blessed(3)})
+	for _, tc := range []struct {
+		name   string
+		events []record.Event
+		booted string
+		keep   int
+		retire []string
+		kept   []string // id and why
+	}{
+		{"old one goes", good, idC, 0, []string{idA}, []string{idC + WhyBooted, idB + WhyRollback}},
+		{"one more stays", good, idC, 1, nil, []string{idC + WhyBooted, idB + WhyRollback, idA + WhyKeep}},
+		{"trial", abc, idC, 0, []string{idA}, []string{idC + WhyBooted, idB + WhyRollback}},
+		{"not booted yet", abc, idB, 0, nil, []string{idB + WhyBooted, idC + WhyDefault, idA + WhyRollback}},
+		{"fell back", join(abc, []record.Event{failed(3)}), idB, 0, nil, []string{idB + WhyBooted, idA + WhyRollback, idC + WhyFailed}},
+		{"a newer one after it", join(abc, []record.Event{failed(3)}, armed(idD, 4), []record.Event{blessed(4)}), idD, 0, []string{idC, idA}, []string{idD + WhyBooted, idB + WhyRollback}},
+		{"staged", join(good, staged(idD)), idC, 0, []string{idA}, []string{idC + WhyBooted, idD + WhyStaged, idB + WhyRollback}},
+		{"being removed", join(good, []record.Event{{Kind: record.EventRetire, Deployment: idA}}), idC, 1, nil, []string{idC + WhyBooted, idB + WhyRollback}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			retire, list := planRetire(Facts{Booted: booted(tc.booted), State: history(t, tc.events...)}, tc.keep)
+			var kept []string
+			for _, k := range list {
+				kept = append(kept, k.Deployment+k.Why)
+			}
+			if d := cmp.Diff([][]string{tc.retire, tc.kept}, [][]string{retire, kept}); d != "" {
+				t.Errorf("mismatch (-want +got):\n%s", d)
+			}
+		})
+	}
+}
+
+// TestRetirableAtLast: the one to go back to makes room only if nothing else does
+// and the running one is known to be good.
+func TestRetirableAtLast(t *testing.T) {
+	abc := join(installed(idA), []record.Event{blessed(1)}, armed(idB, 2), []record.Event{blessed(2)}, armed(idC, 3))
+	entries := []esp.Entry{file(t, 3, "", idC), file(t, 2, "", idB), file(t, 1, "", idA)}
+	f := Facts{Booted: booted(idC), State: history(t, abc...), Entries: entries}
+	if got := retirable(f, ""); !slices.Equal(got, []string{idA}) {
+		t.Errorf("on trial: %v", got)
+	}
+	f.State = history(t, join(abc, []record.Event{blessed(3)})...)
+	if got := retirable(f, ""); !slices.Equal(got, []string{idA, idB}) {
+		t.Errorf("got %v", got)
+	}
+	if got := retirable(f, idB); !slices.Equal(got, []string{idA}) {
+		t.Errorf("wanted now: %v", got)
+	}
+	f.Entries = entries[1:]
+	if got := retirable(f, ""); !slices.Equal(got, []string{idA}) {
+		t.Errorf("without an entry: %v", got)
+	}
+}
+
+// TestGroups: a payload is free when the last deployment goes that uses it.
+func TestGroups(t *testing.T) {
+	s := history(t, join(installed(idA), []record.Event{blessed(1)}, armed(idB, 2), []record.Event{blessed(2)}, armed(idC, 3), []record.Event{blessed(3)})...)
+	s.Entries[1].BootDigest = s.Entries[0].BootDigest
+	size := func(digest string) int64 { return map[string]int64{bootA: 100, bootC: 30}[digest] }
+	foreign := file(t, 9, "", idA)
+	foreign.Ours = false
+	for _, tc := range []struct {
+		name    string
+		ids     []string
+		entries []esp.Entry
+		want    []candidate
+	}{
+		{"one of two", []string{idA}, nil, nil},
+		{"both", []string{idB, idA}, nil, []candidate{{[]string{idB, idA}, 100}}},
+		{"another between", []string{idA, idC, idB}, nil, []candidate{{[]string{idC}, 30}, {[]string{idA, idB}, 100}}},
+		{"somebody else's entry", []string{idA, idB, idC}, []esp.Entry{foreign}, []candidate{{[]string{idC}, 30}}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			if d := cmp.Diff(tc.want, groups(Facts{State: s, Entries: tc.entries}, tc.ids, size)); d != "" {
+				t.Errorf("mismatch (-want +got):\n%s", d)
+			}
+		})
+	}
+}
+
 // TestCrowding: a machine that gets every release with the same kernel is never
 // short of space on the boot partition, but the journal has an end.
 func TestCrowding(t *testing.T) {
@@ -345,7 +432,9 @@ func TestStalePayloads(t *testing.T) {
 		{"leftover", []esp.Entry{file(t, 1, "", idA)}, "", []string{bootC}},
 		{"wanted now", nil, bootC, []string{}},
 		{"named by a foreign entry", []esp.Entry{foreign}, "", []string{}},
-		{"an entry cannot be read", []esp.Entry{torn(t, 1, "")}, "", nil},
+		{"an entry cannot be read", []esp.Entry{torn(t, 1, "")}, "", []string{}},
+		{"a file that is no entry", []esp.Entry{noEntry("title x")}, "", []string{bootC}},
+		{"a cut entry that names it", []esp.Entry{noEntry("linux /cfsboot/" + bootC + "/vml")}, "", []string{}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			got := stalePayloads(Facts{State: s, Entries: tc.entries, Payloads: all}, tc.keep)
@@ -359,7 +448,7 @@ func TestStalePayloads(t *testing.T) {
 func TestPlanRoom(t *testing.T) {
 	const mib = 1 << 20
 	space := esp.Space{Free: 50 * mib, Total: 400 * mib, Cluster: 4096} // reserve 4 MiB
-	candidates := []candidate{{"a", 0}, {"b", 20 * mib}, {"c", 30 * mib}}
+	candidates := []candidate{{[]string{"a"}, 0}, {[]string{"b"}, 20 * mib}, {[]string{"c"}, 30 * mib}}
 	for _, tc := range []struct {
 		name string
 		need int64

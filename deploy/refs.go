@@ -7,6 +7,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/cfsboot/cfsboot/deploy/record"
 	"github.com/cfsboot/cfsboot/fsverity"
 	"github.com/cfsboot/cfsboot/repo"
 	"github.com/cfsboot/cfsboot/repo/oci"
@@ -55,6 +56,9 @@ func (m *machine) hold(ctx context.Context, id string, h holdings) error {
 
 // removeRefs gives the repository's content of a deployment up.
 func (m *machine) removeRefs(ctx context.Context, id string) error {
+	if err := m.notePending(); err != nil {
+		return err
+	}
 	for _, r := range []struct {
 		kind repo.Kind
 		name string
@@ -72,4 +76,43 @@ func (m *machine) removeRefs(ctx context.Context, id string) error {
 		m.Logger.Warn("forget what is known about layers", "error", err)
 	}
 	return m.repo.Sync(ctx)
+}
+
+// untag takes the tag away from the image of a deployment that goes: the newest
+// one that stays and follows the same reference gets it, else nobody. A tag that
+// stands for another image is not touched.
+func (m *machine) untag(ctx context.Context, id string) error {
+	tag, ok := m.tagOf(id)
+	if !ok {
+		return nil
+	}
+	d := m.facts.Deployments[id]
+	for _, other := range m.facts.State.Deployments() {
+		o, ok := m.facts.Deployments[other]
+		if !ok || other == id || o.Reference != d.Reference {
+			continue
+		}
+		if o.ManifestDigest == d.ManifestDigest {
+			return nil
+		}
+		err := oci.Tag(ctx, m.repo, digest.Digest(o.ManifestDigest), tag)
+		if !errors.Is(err, repo.ErrNotFound) {
+			return err
+		}
+	}
+	return oci.Untag(ctx, m.repo, tag)
+}
+
+// tagOf returns the tag that stands for the image of a deployment, if one does.
+func (m *machine) tagOf(id string) (string, bool) {
+	d, ok := m.facts.Deployments[id]
+	if !ok {
+		return "", false
+	}
+	ref, err := record.ParseImageReference(d.Reference)
+	if err != nil || oci.CheckTag(ref.Image) != nil {
+		return "", false
+	}
+	now, err := oci.Resolve(m.repo, ref.Image)
+	return ref.Image, err == nil && string(now) == d.ManifestDigest
 }

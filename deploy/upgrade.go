@@ -4,8 +4,10 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"strings"
 
+	"github.com/cfsboot/cfsboot/deploy/esp"
 	"github.com/cfsboot/cfsboot/deploy/record"
 	"github.com/cfsboot/cfsboot/repo/oci"
 	"github.com/cfsboot/cfsboot/systemd"
@@ -141,7 +143,7 @@ func (m *machine) stage(ctx context.Context, src oci.Source, f following) (_ *Ch
 			m.abort(ctx, tx, err)
 		}
 	}()
-	img, err := m.pullImage(ctx, src, f.reference, f.PullOptions)
+	img, err := m.pullMakingRoom(ctx, src, f.reference, f.PullOptions)
 	if err != nil {
 		return nil, err
 	}
@@ -168,6 +170,9 @@ func (m *machine) stage(ctx context.Context, src oci.Source, f following) (_ *Ch
 	d := img.record
 	d.Kargs, d.Transaction, d.Created = m.baseKargs(), tx, m.Clock.Now()
 	if err := m.checkKargs(d, img); err != nil {
+		return nil, err
+	}
+	if err := m.checkPayloadSpace(img); err != nil {
 		return nil, err
 	}
 	m.say("staging deployment %s", short(img.id()))
@@ -251,7 +256,37 @@ func (m *machine) placePayload(ctx context.Context, img *image) error {
 	if err := m.makeRoom(ctx, need, img.id(), img.payload.Digest); err != nil {
 		return err
 	}
-	return m.esp.Place(ctx, img.payload, m.payloadInUse(img.payload.Digest))
+	return inTheWay(m.esp.Place(ctx, img.payload, m.payloadInUse(img.payload.Digest)))
+}
+
+// checkPayloadSpace refuses a payload for which no room can be made, before
+// anything of its deployment is made.
+func (m *machine) checkPayloadSpace(img *image) error {
+	space, err := m.space(m.esp)
+	if err != nil {
+		return err
+	}
+	return m.checkRoom(m.esp.NeedFor(img.payload.Digest, img.payload.Sums(), space.Cluster), space, img.id(), img.payload.Digest)
+}
+
+// checkRoom tells whether need bytes could be made free, next to a deployment and
+// a payload that stay.
+func (m *machine) checkRoom(need int64, space esp.Space, keepID, keepPayload string) error {
+	var all []candidate
+	for _, digest := range stalePayloads(m.facts, keepPayload) {
+		all = append(all, candidate{[]string{digest}, m.esp.PayloadSize(digest, space.Cluster)})
+	}
+	_, err := planRoom(m.esp.Dir().Path(), need, space, append(all, m.candidates(keepID, space.Cluster)...))
+	if err != nil {
+		return m.roomError(err, space)
+	}
+	return nil
+}
+
+// roomError adds what uses the boot partition.
+func (m *machine) roomError(err error, space esp.Space) error {
+	own := m.payloadBytes(space.Cluster)
+	return fmt.Errorf("plan the boot partition (of %d bytes %d are used, %d of them by %d kernels with their initrds): %w", space.Total, space.Total-space.Free, own, len(m.facts.Payloads), err)
 }
 
 // payloadInUse tells whether an entry on the boot partition names a payload.
@@ -272,16 +307,7 @@ func (m *machine) checkESPSpace() error {
 	if err != nil {
 		return err
 	}
-	need := 4 * space.Cluster
-	var candidates []candidate
-	for _, id := range retirable(m.facts, "") {
-		candidates = append(candidates, candidate{id, m.frees(id, space.Cluster)})
-	}
-	for _, digest := range stalePayloads(m.facts, "") {
-		candidates = append(candidates, candidate{digest, m.esp.PayloadSize(digest, space.Cluster)})
-	}
-	_, err = planRoom(m.esp.Dir().Path(), need, space, candidates)
-	return err
+	return m.checkRoom(4*space.Cluster, space, "", "")
 }
 
 // abort closes a transaction that failed, and takes the entry away that it may

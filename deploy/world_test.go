@@ -175,6 +175,7 @@ type world struct {
 	// identity is what installations are given.
 	keys, hostname string
 	limit          int64 // size of the boot partition, bytes; 0: that of the file system below
+	disk           int64 // size of the root file system, bytes; 0: that of the file system below
 }
 
 func newWorld(t *testing.T) *world {
@@ -219,6 +220,12 @@ func (w *world) options() deploy.Options {
 		limit, path := w.limit, w.fat.Path()
 		o = o.WithSpace(func(*esp.ESP) (esp.Space, error) {
 			return esp.Space{Free: limit - used(path), Total: limit, Cluster: cluster}, nil
+		})
+	}
+	if w.disk > 0 {
+		disk, path := w.disk, w.root.Path()
+		o = o.WithRepoSpace(func() (durable.Space, error) {
+			return durable.Space{Bytes: max(0, disk-used(path)), Size: disk, Inodes: -1, MaxInodes: -1, BlockSize: cluster}, nil
 		})
 	}
 	return o
@@ -685,3 +692,6 @@ func (k *killer) before(op durable.Op) error {
 	k.dead = true
 	return durabletest.ErrKilled
 }
+
+// sumOf is the path of the object with this content.
+func sumOf(text string) string { return fsverity.Sum(fsverity.SHA512, []byte(text)).ObjectPath() }

@@ -24,7 +24,9 @@ type Options struct {
 	// fails with a *durable.SpaceError before. 0: 64 MiB and 1024 inodes, but at
 	// most an eighth of what there is; negative: none.
 	KeepFree int64
-	Logger   *slog.Logger // nil discards
+	// Space says how much room there is; nil asks the file system.
+	Space  func() (durable.Space, error)
+	Logger *slog.Logger // nil discards
 }
 
 // Repository is an open repository.
@@ -60,7 +62,10 @@ func Open(ctx context.Context, dir *durable.Dir, opts Options) (*Repository, err
 	if err != nil {
 		return nil, err
 	}
-	r := &Repository{dir: own, log: opts.Logger, room: room{keep: opts.KeepFree}}
+	r := &Repository{dir: own, log: opts.Logger, room: room{keep: opts.KeepFree, space: opts.Space}}
+	if opts.Space == nil {
+		r.room.space = own.Space
+	}
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)
 	}

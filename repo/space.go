@@ -19,7 +19,8 @@ const (
 
 // room counts down what may be stored before the file system is asked again.
 type room struct {
-	keep int64 // Options.KeepFree
+	keep  int64                         // Options.KeepFree
+	space func() (durable.Space, error) // Options.Space
 
 	mu    sync.Mutex
 	bytes int64
@@ -35,7 +36,7 @@ type spare struct {
 
 // spare asks the file system. Files are a large number where there is no limit.
 func (r *Repository) spare() (spare, error) {
-	s, err := r.dir.Space()
+	s, err := r.room.space()
 	if err != nil {
 		return spare{}, err
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/cfsboot/cfsboot/fsverity"
 	"github.com/cfsboot/cfsboot/internal/durable"
 	"github.com/cfsboot/cfsboot/internal/testutil/jsonschema"
+	"github.com/cfsboot/cfsboot/repo"
 	"github.com/cfsboot/cfsboot/repo/oci"
 	"github.com/cfsboot/cfsboot/repo/remote"
 	"github.com/cfsboot/cfsboot/systemd"
@@ -103,6 +104,10 @@ func TestSchemas(t *testing.T) {
 		})},
 		{"boot-failure-1", bootFailureResult{"cfsboot.boot-failure/1", &deploy.BootFailureReport{Stage: "health", Units: []string{"x.service"}, Action: deploy.AfterStay, Warnings: []string{}}}},
 		{"boot-review-1", bootReviewResult{"cfsboot.boot-review/1", &deploy.BootReview{Failed: []string{}, Findings: []string{"x"}, Warnings: []string{}}}},
+		{"removal-1", newRemovalResult(&deploy.Removal{
+			Removed: []deploy.Removed{{Deployment: "ab", Title: "OS", Version: "1"}}, Kept: []deploy.Kept{{Deployment: "cd", Why: deploy.WhyBooted}}, Warnings: []string{"x"}, Repository: &repo.Collected{Objects: 1},
+		})},
+		{"removal-1", newRemovalResult(&deploy.Removal{Removed: []deploy.Removed{}, Kept: []deploy.Kept{}, Warnings: []string{}})},
 		{"oci-mount-1", mountResult{"cfsboot.oci-mount/1", "os", "ab", "/mnt", true}},
 		{"initramfs-1", initramfsResult{"cfsboot.initramfs/1", "initrd", systemd.InitrdResult{Changed: true, Compression: []string{"zstd"}, Modules: []string{"erofs.ko"}, SizeBytes: 1}}},
 	} {
@@ -160,6 +165,8 @@ var commandSchemas = map[string]string{
 	"cfsboot oci mount":             "oci-mount-1",
 	"cfsboot repo init":             "repo-init-1",
 	"cfsboot repo gc":               "repo-gc-1",
+	"cfsboot delete":                "removal-1",
+	"cfsboot gc":                    "removal-1",
 	"cfsboot initramfs":             "initramfs-1",
 }
 

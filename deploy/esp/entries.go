@@ -1,12 +1,15 @@
 package esp
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
 	"path"
 	"slices"
 	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/cfsboot/cfsboot/bootimage/bls"
 	"github.com/cfsboot/cfsboot/deploy/record"
@@ -25,6 +28,22 @@ type Entry struct {
 	Name  record.EntryName // zero unless Ours
 	Entry bls.Entry        // zero if Err is set
 	Err   error            // why the content cannot be read; the entry is still there
+	// Raw is the content in lower case if it could be read but is no entry; not nil then.
+	Raw []byte
+}
+
+// MayName tells whether the entry starts the image, or names the payload, whose
+// digest this is in hex. Of a file that is no entry all that counts is whether the
+// digits are in it: the loader sees no more than that. What cannot be read may
+// name anything.
+func (e Entry) MayName(digest string) bool {
+	switch {
+	case e.Err == nil:
+		return e.ImageID() == digest || e.Payload() == digest
+	case e.Raw == nil:
+		return true
+	}
+	return bytes.Contains(e.Raw, []byte(digest))
 }
 
 // ImageID returns the digest in hex of the first composefs token of the entry's
@@ -62,6 +81,9 @@ func (e *ESP) Entries() ([]Entry, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
+	if errors.Is(err, unix.ENOTDIR) {
+		return nil, &VerifyError{EntryDir, NoDirectory, "a directory"}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("list boot entries: %w", err)
 	}
@@ -87,6 +109,9 @@ func (e *ESP) readEntry(file string) Entry {
 	x.Entry, x.Err = bls.ParseEntry(data)
 	if x.Err == nil && len(x.Entry.Fields) == 0 {
 		x.Err = &bls.EntryError{Detail: "empty file"}
+	}
+	if x.Err != nil {
+		x.Raw = append([]byte{}, bytes.ToLower(data)...)
 	}
 	return x
 }

@@ -52,6 +52,12 @@ type VerifyError struct {
 // missing is VerifyError.Got of a file that is not there.
 const missing = "missing"
 
+// VerifyError.Got of something else than what belongs there.
+const (
+	NoFile      = "no regular file"
+	NoDirectory = "no directory"
+)
+
 func (e *VerifyError) Error() string {
 	return fmt.Sprintf("boot file %q: got %s, want %s", e.Path, e.Got, e.Want)
 }
@@ -185,7 +191,7 @@ func (e *ESP) checkSize(name string, want Sum) error {
 	case err != nil:
 		return err
 	case st.Mode&unix.S_IFMT != unix.S_IFREG:
-		return &VerifyError{name, "no regular file", want.text()}
+		return &VerifyError{name, NoFile, want.text()}
 	case st.Size != want.Size:
 		return &VerifyError{name, fmt.Sprintf("%d bytes", st.Size), want.text()}
 	}
@@ -274,6 +280,10 @@ func (e *ESP) write(ctx context.Context, dir *durable.Dir, name string, f Conten
 // FAT entries may name one chain of clusters; removing the leftover would then
 // free those of a good file, so that is refused.
 func (e *ESP) removeLeftover(dir *durable.Dir, name string) error {
+	st, err := dir.Lstat(name)
+	if err == nil && st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return &VerifyError{path.Join(dir.Path(), name), NoFile, "a file"}
+	}
 	f, err := dir.Open(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -341,6 +351,9 @@ func (e *ESP) Payloads() ([]string, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
+	if errors.Is(err, unix.ENOTDIR) {
+		return nil, &VerifyError{PayloadDir, NoDirectory, "a directory"}
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -353,8 +366,12 @@ func (e *ESP) Payloads() ([]string, error) {
 	return out, nil
 }
 
-// PayloadSize returns the bytes that a payload takes in clusters of this size.
+// PayloadSize returns the bytes that a payload takes in clusters of this size; 0
+// if it is not there.
 func (e *ESP) PayloadSize(digest string, cluster int64) int64 {
+	if ok, err := e.dir.Exists(PayloadDir + "/" + digest); err != nil || !ok {
+		return 0
+	}
 	size := cluster
 	for _, name := range e.names(PayloadDir + "/" + digest) {
 		if st, err := e.dir.Lstat(Path(digest, name)); err == nil {
@@ -365,7 +382,8 @@ func (e *ESP) PayloadSize(digest string, cluster int64) int64 {
 }
 
 // RemovePayload removes a payload durably. The caller has made sure that no
-// entry names it. A payload that is not there is no error.
+// entry names it. A payload that is not there is no error. Files of others in the
+// directory stay, and it with them.
 func (e *ESP) RemovePayload(digest string) error {
 	dir, err := e.dir.Sub(PayloadDir + "/" + digest)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -379,13 +397,20 @@ func (e *ESP) RemovePayload(digest string) error {
 	if err != nil {
 		return err
 	}
+	foreign := false
 	for _, x := range list {
+		if !slices.Contains(payloadNames, x.Name) || !x.IsRegular() {
+			foreign = true
+			continue
+		}
 		if err := e.removeLeftover(dir, x.Name); err != nil {
 			return err
 		}
 	}
-	if err := e.dir.Remove(PayloadDir + "/" + digest); err != nil {
-		return err
+	if !foreign {
+		if err := e.dir.Remove(PayloadDir + "/" + digest); err != nil {
+			return err
+		}
 	}
 	return e.dir.SyncFS()
 }

@@ -44,16 +44,32 @@ func CheckTag(tag string) error {
 	return nil
 }
 
+// TagRef returns the stream ref of a tag.
+func TagRef(tag string) string { return path.Join(tagRefs, EncodeTag(tag)) }
+
 // Tag makes name point at a manifest, which must be in the repository. An
 // existing tag is moved. It is durable after repo.Repository.Sync.
 func Tag(ctx context.Context, r *repo.Repository, manifest digest.Digest, name string) error {
 	if err := CheckTag(name); err != nil {
 		return err
 	}
-	if err := r.SetRef(ctx, repo.Streams, path.Join(tagRefs, EncodeTag(name)), ManifestStream(manifest)); err != nil {
+	if err := r.SetRef(ctx, repo.Streams, TagRef(name), ManifestStream(manifest)); err != nil {
 		return fmt.Errorf("tag %q: %w", name, err)
 	}
 	return nil
+}
+
+// Untag removes a tag. What it kept stays until garbage collection. It is durable
+// after repo.Repository.Sync; a missing tag is fs.ErrNotExist.
+func Untag(ctx context.Context, r *repo.Repository, name string) error {
+	if err := CheckTag(name); err != nil {
+		return err
+	}
+	err := r.RemoveRef(ctx, repo.Streams, TagRef(name))
+	if errors.Is(err, repo.ErrNotFound) {
+		return &repo.NotFoundError{Kind: "image", Name: name}
+	}
+	return err
 }
 
 // Resolve returns the manifest digest that name stands for: a tag, or "@" and a
@@ -70,7 +86,7 @@ func Resolve(r *repo.Repository, name string) (digest.Digest, error) {
 	if err := CheckTag(name); err != nil {
 		return "", err
 	}
-	target, err := r.ResolveRef(repo.Streams, path.Join(tagRefs, EncodeTag(name)))
+	target, err := r.ResolveRef(repo.Streams, TagRef(name))
 	if errors.Is(err, repo.ErrNotFound) {
 		return "", &repo.NotFoundError{Kind: "image", Name: name}
 	}

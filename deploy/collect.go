@@ -1,0 +1,77 @@
+package deploy
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+
+	"github.com/cfsboot/cfsboot/repo"
+	"github.com/cfsboot/cfsboot/repo/oci"
+)
+
+// pendingName says that the repository holds what a deployment that is gone has
+// left: it is made before its refs go, and removed after a garbage collection.
+const pendingName = stateTop + "/collect"
+
+func (m *machine) notePending() error {
+	ok, err := m.top.Exists(pendingName)
+	if err != nil || ok {
+		return err
+	}
+	return m.top.WriteFile(pendingName, nil, stateFilePerm)
+}
+
+// collectPending collects garbage if something was given up since the last time.
+// While somebody else uses the repository it stays for the next run, and so it
+// does at a shutdown, which must not take long.
+func (m *machine) collectPending(ctx context.Context) error {
+	if m.hurry {
+		return nil
+	}
+	ok, err := m.top.Exists(pendingName)
+	if err != nil || !ok {
+		return err
+	}
+	_, err = m.collect(ctx, false)
+	var locked *repo.LockedError
+	if errors.As(err, &locked) {
+		m.Logger.Info("objects of deployments that are gone stay for now", "why", err)
+		return nil
+	}
+	return err
+}
+
+// collect collects garbage in the repository. Images of everything that the
+// machine knows stay, with and without refs. A machine whose running image is not
+// in the repository is not one to remove anything from.
+func (m *machine) collect(ctx context.Context, dropDangling bool) (*repo.Collected, error) {
+	o, err := m.collectOptions(ctx)
+	if err != nil {
+		return nil, err
+	}
+	o.DropDangling, o.LockWait = dropDangling, m.LockWait
+	if err := oci.Forget(ctx, m.repo); err != nil {
+		m.Logger.Warn("forget what is known about layers", "error", err)
+	}
+	c, err := m.repo.Collect(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	if err := m.top.Remove(pendingName); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	return c, nil
+}
+
+func (m *machine) collectOptions(ctx context.Context) (repo.CollectOptions, error) {
+	images, err := HeldImages(ctx, m.repo, m.top, m.Root)
+	if err != nil {
+		return repo.CollectOptions{}, err
+	}
+	if id := m.facts.BootedID(); id != "" {
+		if err := m.checkImage(ctx, id); err != nil {
+			return repo.CollectOptions{}, &RefusedError{Code: CodeRoots, Detail: "the running image " + short(id) + " is not in the repository, so nothing is removed from it", Err: err}
+		}
+	}
+	return repo.CollectOptions{Images: images}, nil
+}

@@ -1,0 +1,299 @@
+package deploy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/cfsboot/cfsboot/deploy/record"
+	"github.com/cfsboot/cfsboot/repo"
+)
+
+// Removal is what Delete or GC removed from the machine, or GC would. Its fields
+// are printed.
+type Removal struct {
+	DryRun  bool      `json:"dry_run"`
+	Removed []Removed `json:"removed"` // deployments, in the order in which they went; never null
+	Kept    []Kept    `json:"kept"`    // never null
+	// BootFreedBytes is what has become free on the boot partition.
+	BootFreedBytes int64    `json:"boot_freed_bytes"`
+	Default        string   `json:"default"`  // deployment of the next boot
+	Warnings       []string `json:"warnings"` // never null
+	// Repository is what was collected there; nil: nothing was looked for.
+	Repository *repo.Collected `json:"-"`
+}
+
+// Removed is a deployment that went.
+type Removed struct {
+	Deployment string `json:"deployment"`
+	Title      string `json:"title"`
+	Version    string `json:"version"`
+}
+
+func (m *machine) newRemoval(ids []string) *Removal {
+	r := &Removal{Removed: []Removed{}, Kept: []Kept{}, Warnings: []string{}}
+	for _, id := range ids {
+		d := m.facts.Deployments[id]
+		r.Removed = append(r.Removed, Removed{id, d.Title, d.OSVersion})
+	}
+	return r
+}
+
+// DeleteOptions are those of Delete.
+type DeleteOptions struct {
+	Options
+	ID string // of the deployment, or its first digits
+}
+
+// Delete removes one deployment: its boot entries, payload, state, refs, and
+// what nothing else needs of the repository. The running one, the staged one, and
+// the last one that is known to boot are refused. What rollback would go to, or
+// the default of the next boot, may be deleted; a warning says what takes its
+// place.
+//
+// Errors: *RefusedError, *ConflictError (an entry of somebody else starts it),
+// *repo.LockedError. A second call after an interrupted one finishes it.
+func Delete(ctx context.Context, o DeleteOptions) (_ *Removal, err error) {
+	m, err := openMachine(ctx, o.Options)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, m.Close()) }()
+	plan, err := decideDelete(m.facts, o.ID)
+	if err != nil {
+		m.clean(ctx) // perhaps of a run that was killed after its last record
+		return nil, err
+	}
+	out := m.newRemoval([]string{plan.ID})
+	out.Warnings = append(out.Warnings, plan.Warnings...)
+	before, err := m.space(m.esp)
+	if err != nil {
+		return nil, err
+	}
+	if plan.Retire {
+		err = m.retire(ctx, plan.ID)
+	} else {
+		err = m.finishRetire(ctx, plan.ID)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("delete deployment %s: %w", short(plan.ID), err)
+	}
+	if err := m.cleanLeftovers(ctx); err != nil {
+		return nil, fmt.Errorf("clean up after deployment %s: %w", short(plan.ID), err)
+	}
+	out.Repository, err = m.collect(ctx, false)
+	if err := out.later(err); err != nil {
+		return nil, err
+	}
+	m.journal.prune()
+	return out, m.finish(out, before.Free)
+}
+
+// later makes a warning of what keeps garbage collection from running now.
+func (r *Removal) later(err error) error {
+	var locked *repo.LockedError
+	var roots *repo.RootsError
+	if errors.As(err, &locked) || errors.As(err, &roots) {
+		r.Warnings = append(r.Warnings, fmt.Sprintf("objects stay in the repository until the next garbage collection: %v", err))
+		return nil
+	}
+	return err
+}
+
+// finish fills in what is left, and what the boot partition has gained.
+func (m *machine) finish(out *Removal, free int64) error {
+	space, err := m.space(m.esp)
+	if err != nil {
+		return err
+	}
+	out.BootFreedBytes = max(0, space.Free-free)
+	out.Default = m.defaultID()
+	_, out.Kept = planRetire(m.facts, maxListed)
+	return nil
+}
+
+// maxListed is more than there are deployments.
+const maxListed = 1 << 16
+
+// deletePlan is what `delete` does.
+type deletePlan struct {
+	ID       string
+	Retire   bool // false: a killed run has begun it
+	Warnings []string
+}
+
+// decideDelete looks whether a deployment may go.
+func decideDelete(f Facts, prefix string) (deletePlan, error) {
+	id, err := completeID(f.State, prefix)
+	if err != nil {
+		return deletePlan{}, err
+	}
+	plan := deletePlan{ID: id, Retire: true}
+	latest := f.State.LatestOf(id)
+	switch st := f.State.Staged; {
+	case id == f.BootedID():
+		return plan, refuse(CodeBooted, "deployment %s is running; boot another one first (`cfsboot rollback` and a reboot)", short(id))
+	case st != nil && st.Deployment == id:
+		return plan, refuse(CodeStaged, "deployment %s is staged; `cfsboot rollback %s` gives it up", short(id), short(f.BootedID()))
+	case latest != nil && latest.Retiring:
+		plan.Retire = false
+		return plan, nil
+	}
+	if files := foreignStarters(f, id); len(files) > 0 {
+		slices.Sort(files)
+		return plan, &ConflictError{What: "boot entries that cfsboot did not make start deployment " + short(id), Paths: files}
+	}
+	if f.good(id) && !slices.ContainsFunc(f.State.Entries, func(a record.ArmedEntry) bool { return a.Deployment != id && f.good(a.Deployment) }) {
+		return plan, refuse(CodeLast, "deployment %s is the only one that is known to boot; the running one has not been found healthy yet", short(id))
+	}
+	plan.Warnings = deleteWarnings(f, id)
+	return plan, nil
+}
+
+// deleteWarnings says what takes the place of a deployment.
+func deleteWarnings(f Facts, id string) (warnings []string) {
+	after := f
+	after.State.Entries = slices.DeleteFunc(slices.Clone(f.State.Entries), func(a record.ArmedEntry) bool { return a.Deployment == id })
+	if n := f.State.Newest(); n != nil && n.Deployment == id {
+		next := "nothing"
+		if n := after.State.Newest(); n != nil {
+			next = short(n.Deployment)
+		}
+		warnings = append(warnings, fmt.Sprintf("deployment %s was the default of the next boot; now it is %s", short(id), next))
+	}
+	if r := f.State.Rollback(f.BootedID()); r != nil && r.Deployment == id {
+		if r := after.State.Rollback(f.BootedID()); r != nil {
+			warnings = append(warnings, fmt.Sprintf("deployment %s was what `cfsboot rollback` goes to; now it is %s", short(id), short(r.Deployment)))
+		} else {
+			warnings = append(warnings, fmt.Sprintf("deployment %s was what `cfsboot rollback` goes to; nothing is left to go back to", short(id)))
+		}
+	}
+	return warnings
+}
+
+// completeID completes a prefix of the id of any deployment of the journal.
+func completeID(s record.State, prefix string) (string, error) {
+	prefix = strings.ToLower(prefix)
+	var found []string
+	for _, id := range s.Deployments() {
+		if strings.HasPrefix(id, prefix) {
+			found = append(found, id)
+		}
+	}
+	switch {
+	case len(prefix) < minPrefix:
+		return "", refuse(CodeUnknown, "deployment %q: got %d digits, want at least %d", prefix, len(prefix), minPrefix)
+	case len(found) == 0:
+		return "", refuse(CodeUnknown, "there is no deployment %q", prefix)
+	case len(found) > 1:
+		return "", refuse(CodeUnknown, "%q is the beginning of %d deployments, want more digits", prefix, len(found))
+	}
+	return found[0], nil
+}
+
+// GCOptions are those of GC.
+type GCOptions struct {
+	Options
+	Keep         int // deployments beside those in use; negative: as configured
+	DryRun       bool
+	DropDangling bool // see repo.CollectOptions
+}
+
+// GC retires the deployments that are not to be kept, removes what killed runs
+// and given up deployments have left, and collects garbage in the repository. The
+// running deployment, the staged one, the default and the one that rollback goes
+// to always stay. A dry run writes nothing.
+//
+// Nothing is removed by rule while the boot partition does not show an entry of a
+// deployment of the journal, or what is in use cannot be followed: *RefusedError,
+// *repo.RootsError. Other errors: *repo.LockedError.
+func GC(ctx context.Context, o GCOptions) (_ *Removal, err error) {
+	open := openMachine
+	if o.DryRun {
+		open = openLocked
+	}
+	m, err := open(ctx, o.Options)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, m.Close()) }()
+	if o.DryRun {
+		if err := m.foresee(); err != nil {
+			return nil, err
+		}
+	}
+	keep := o.Keep
+	if keep < 0 {
+		if keep, err = m.keepCount(); err != nil {
+			return nil, err
+		}
+	}
+	if err := checkEntries(m.facts); err != nil {
+		return nil, err
+	}
+	if o.DryRun {
+		return m.foreseeGC(ctx, keep)
+	}
+	ids, _ := planRetire(m.facts, keep)
+	out := m.newRemoval(ids)
+	before, err := m.space(m.esp)
+	if err != nil {
+		return nil, err
+	}
+	// What is in use is looked at before a deployment goes because of a rule.
+	if _, err := m.collectOptions(ctx); err != nil {
+		return nil, err
+	}
+	for _, id := range ids {
+		if err := m.retire(ctx, id); err != nil {
+			return nil, fmt.Errorf("retire deployment %s: %w", short(id), err)
+		}
+	}
+	if err := m.cleanLeftovers(ctx); err != nil {
+		return nil, err
+	}
+	if out.Repository, err = m.collect(ctx, o.DropDangling); err != nil {
+		return nil, err
+	}
+	m.journal.prune()
+	return out, m.finish(out, before.Free)
+}
+
+// foreseeGC says what GC would do.
+func (m *machine) foreseeGC(ctx context.Context, keep int) (*Removal, error) {
+	ids, kept := planRetire(m.facts, keep)
+	out := m.newRemoval(ids)
+	out.DryRun, out.Kept, out.Default = true, kept, m.defaultID()
+	opts, err := m.collectOptions(ctx)
+	if err != nil {
+		return nil, err
+	}
+	space, err := m.space(m.esp)
+	if err != nil {
+		return nil, err
+	}
+	size := func(digest string) int64 { return m.esp.PayloadSize(digest, space.Cluster) }
+	for _, c := range groups(m.facts, ids, size) {
+		out.BootFreedBytes += c.Frees
+	}
+	for _, digest := range stalePayloads(m.facts, "") {
+		out.BootFreedBytes += size(digest)
+	}
+	known := m.facts.State.Deployments()
+	gone, err := m.strayRefs(known)
+	if err != nil {
+		return nil, err
+	}
+	gone = append(gone, ids...)
+	for _, id := range m.facts.State.Orphans {
+		if !m.facts.Startable(id) {
+			gone = append(gone, id)
+		}
+	}
+	opts.DryRun, opts.Without = true, m.without(gone)
+	opts.Images = slices.DeleteFunc(opts.Images, func(id string) bool { return slices.Contains(gone, id) })
+	out.Repository, err = m.repo.Collect(ctx, opts)
+	return out, err
+}
