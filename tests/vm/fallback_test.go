@@ -23,6 +23,9 @@ type failing struct {
 	reason  string                                        // what status says about it
 }
 
+// hang is a release that a machine without patience gives up.
+var hang = failing{name: "the boot hangs", recipe: osimage.Hangs, console: `this boot of deployment [0-9a-f]{12} failed: .*lab-hang\.service`, reason: `lab-hang\.service`}
+
 // TestVMFallback is one machine that is offered one bad release after the other,
 // each of which fails in its own way. Each time it has to be back on release 1
 // without anybody's help, to know why, and not to fall for the same release again.
@@ -34,8 +37,9 @@ func TestVMFallback(t *testing.T) {
 	m := installed(t, l, "fallback", follow, lab.Setup{})
 	sh := boot(t, m)
 	for _, f := range []failing{
-		{name: "the kernel panics", recipe: osimage.Panics, console: `Kernel panic - not syncing: sysrq triggered crash`, reason: `3 tries`},
+		{name: "the kernel panics", recipe: osimage.Panics, console: `Kernel panic - not syncing: sysrq triggered crash`, reason: `Kernel panic - not syncing: sysrq triggered crash`},
 		{name: "the root image is missing", recipe: osimage.Rootless, spoil: removeImage, console: `this boot failed: CFS-B04`, reason: `3 tries`},
+		{name: "a health check fails", recipe: osimage.Unhealthy, console: `this boot of deployment [0-9a-f]{12} failed: .*lab-health\.service`, reason: `lab-health\.service`},
 	} {
 		sh = fallsBack(t, l, m, sh, follow, first(l), f)
 	}
@@ -78,6 +82,8 @@ func fallsBack(t *testing.T, l *lab.Lab, m *lab.Machine, sh *qemu.Shell, follow 
 	if sh, err = m.FallBack(t.Context(), sh, tries, f.console); err != nil {
 		t.Fatalf("%s: %v", f.name, err)
 	}
+	// The reasons of boots that left no record are searched for in the background.
+	must(t, sh, "until [ $(systemctl show -P ExecMainExitTimestampMonotonic cfsboot-boot-review.service) -gt 0 ]; do sleep 1; done")
 	s := look(t, sh)
 	if s.Version != running.Version || s.Status.Status.Booted.Image.Digest != running.Digest {
 		t.Fatalf("%s: after it %s runs, want %s", f.name, s.Version, running.Version)

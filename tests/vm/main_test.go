@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/cfsboot/cfsboot/tests/vm/lab"
+	"github.com/cfsboot/cfsboot/tests/vm/osimage"
 	"github.com/cfsboot/cfsboot/tests/vm/qemu"
 )
 
@@ -101,6 +102,16 @@ func must(t *testing.T, sh *qemu.Shell, command string) string {
 		t.Fatal(err)
 	}
 	return out
+}
+
+// made builds the release of a recipe.
+func made(t *testing.T, l *lab.Lab, recipe osimage.Recipe) osimage.Release {
+	t.Helper()
+	r, err := l.Make(t.Context(), recipe)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
 }
 
 // eventually waits until a condition holds.

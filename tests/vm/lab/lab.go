@@ -203,8 +203,13 @@ func (l *Lab) Make(ctx context.Context, r osimage.Recipe) (osimage.Release, erro
 
 // Setup says how a disk differs from what most tests need.
 type Setup struct {
-	Digest  string // manifest; "" is release 1
-	ESPSize int64  // bytes; 0 is espSize
+	Digest     string // manifest; "" is release 1
+	ESPSize    int64  // bytes; 0 is espSize
+	RootSSHKey string // file with public keys; "": none
+	Hostname   string // "": that of the image
+	// ImageFile lets cfsboot make the file that is the disk, as for a machine elsewhere, instead of
+	// installing on a disk of the guest. It has this many bytes; 0: not so.
+	ImageFile int64
 }
 
 // Install installs an image on a new disk and returns its path. The machine
@@ -227,10 +232,14 @@ func (l *Lab) Install(ctx context.Context, follow *Channel, s Setup) (string, er
 	}
 	defer log.Close()
 	p := filepath.Join(l.work, fmt.Sprintf("disk-%d", l.count.Add(1)))
-	err = disk.Install(ctx, p, disk.Options{
+	o := disk.Options{
 		Kernel: l.Kernel, Init: l.Init, Program: l.Images.Program, Layout: layout, Target: follow.Reference(), Kargs: Kargs,
-		Size: diskSize, ESPSize: s.ESPSize, Log: log,
-	})
+		RootSSHKey: s.RootSSHKey, Hostname: s.Hostname, Size: diskSize, ESPSize: s.ESPSize, Log: log,
+	}
+	if s.ImageFile != 0 {
+		o.Size, o.File = s.ImageFile, true
+	}
+	err = disk.Install(ctx, p, o)
 	if err != nil {
 		return "", errors.Join(err, tailOf(log.Name()))
 	}

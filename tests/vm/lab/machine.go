@@ -82,12 +82,16 @@ func (m *Machine) Login(ctx context.Context) (*qemu.Shell, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s, boot %d: %w", m.name, m.boot, err)
 	}
+	// From here on programs may tell what happened in other boots.
+	m.Console.Allow()
+	m.Console.Forbid(`(?m)^\[ *\d+\.\d+\] Kernel panic - not syncing`)
 	return sh, nil
 }
 
 // menu ends the wait at the boot menu, as any key does; return starts the default.
+// (257 says "Boot in 3 s.", 262 "Boot in 3s.")
 func (m *Machine) menu(ctx context.Context) error {
-	if _, _, err := m.Console.Expect(ctx, BootLimit, `Boot in \d+ s`); err != nil {
+	if _, _, err := m.Console.Expect(ctx, BootLimit, `Boot in \d+ ?s`); err != nil {
 		return fmt.Errorf("%s, boot %d: %w", m.name, m.boot, err)
 	}
 	return m.Console.Send("\r")

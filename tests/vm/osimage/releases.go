@@ -50,9 +50,11 @@ const OtherRepository = "cfsboot/other"
 
 // Releases that do not work, each in its own way, and good ones.
 var (
-	// Panics: the kernel panics as soon as the root is switched to.
+	// Panics: the kernel panics in the running system, as soon as it could tell the firmware why.
 	Panics = Recipe{Version: "13.3", Pad: 512, Files: wanted("sysinit.target.wants", "lab-panic.service", `[Unit]
 DefaultDependencies=no
+Wants=modprobe@efi_pstore.service
+After=modprobe@efi_pstore.service
 Before=sysinit.target
 [Service]
 Type=oneshot
@@ -199,8 +201,8 @@ var layerTime = time.Unix(1_700_000_000, 0)
 // the links of targets.
 func newDirs(name string) []string {
 	dir := path.Dir(name)
-	switch ext := path.Ext(dir); {
-	case ext == ".wants", ext == ".requires", ext == ".d":
+	switch path.Ext(dir) {
+	case ".wants", ".requires", ".d":
 		return []string{dir}
 	}
 	return nil

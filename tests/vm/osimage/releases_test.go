@@ -3,6 +3,7 @@ package osimage
 import (
 	"archive/tar"
 	"bytes"
+	"errors"
 	"io"
 	"slices"
 	"strings"
@@ -27,7 +28,7 @@ func TestTarOf(t *testing.T) {
 	var got []string
 	for r := tar.NewReader(bytes.NewReader(layer)); ; {
 		h, err := r.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {
