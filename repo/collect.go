@@ -18,16 +18,41 @@ import (
 
 // collect removes those of the named streams to which no ref and no other stream
 // leads, and then those of the objects to which no image and no remaining stream
-// leads. The caller has the exclusive lock, and all names are durable. Both
-// arguments are used up.
+// leads; with all, also the streams that it gives up, and all objects. The caller
+// has the exclusive lock, and all names are durable. objects and streams are used
+// up.
 //
 // Every name that remains is a root, not only what refs lead to: this takes back
-// what a failed run has stored and is no garbage collection of the whole.
-func (r *Repository) collect(ctx context.Context, objects map[objectKey]struct{}, streams map[string]struct{}) (Removed, error) {
+// what has no name and is no garbage collection of the whole.
+func (r *Repository) collect(ctx context.Context, objects map[objectKey]struct{}, streams map[string]struct{}, all *ReclaimOptions) (Removed, error) {
 	var removed Removed
-	m := &marker{r: r, objects: objects, walked: map[fsverity.Digest]struct{}{}}
-	if err := m.mark(ctx, streams); err != nil {
+	m := &marker{r: r, objects: maps.Clone(objects), walked: map[fsverity.Digest]struct{}{}, lenient: true, all: all != nil}
+	if m.all {
+		m.live = map[objectKey]struct{}{}
+	}
+	candidates := maps.Clone(streams)
+	if all != nil && all.Streams != nil {
+		if err := r.candidates(all.Streams, candidates); err != nil {
+			return removed, fmt.Errorf("find out what is in use: %w", err)
+		}
+	}
+	if err := m.mark(ctx, candidates); err != nil {
 		return removed, fmt.Errorf("find out what is in use: %w", err)
+	}
+	if len(m.damaged) > 0 && len(candidates) > 0 {
+		// What is damaged may need one of them by its name.
+		for name := range candidates {
+			if _, own := streams[name]; !own {
+				delete(candidates, name)
+				if err := m.name(ctx, Streams.String()+"/"+name); err != nil {
+					return removed, fmt.Errorf("find out what is in use: %w", err)
+				}
+			}
+		}
+	}
+	streams, removed.Damaged = candidates, m.damaged
+	if len(streams) > 0 {
+		r.order.touch(levelRefs) // an error below leaves it for the next sync
 	}
 	for _, name := range slices.Sorted(maps.Keys(streams)) {
 		if err := r.dir.Remove(Streams.String() + "/" + name); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -35,24 +60,50 @@ func (r *Repository) collect(ctx context.Context, objects map[objectKey]struct{}
 		}
 		removed.Streams = append(removed.Streams, name)
 	}
-	if len(removed.Streams) > 0 {
-		if err := r.dir.SyncFS(); err != nil { // a name never outlives its objects
-			return removed, err
-		}
+	if err := r.settle(levelRefs); err != nil { // a name never outlives its objects
+		return removed, err
 	}
+	own := func(k objectKey) bool { _, ok := m.objects[k]; return ok }
+	if err := r.sweepOwn(ctx, m.objects, own, &removed); err != nil || all == nil || m.unknown {
+		return removed, err
+	}
+	s := sweep{
+		r:      r,
+		shard:  func(byte) bool { return true },
+		doomed: func(k objectKey) bool { _, live := m.live[k]; return !live },
+		remove: true,
+	}
+	err := s.run(ctx)
+	removed.OldObjects, removed.OldBytes = s.objects, s.bytes
+	removed.Objects += s.objects
+	removed.Bytes += s.bytes
+	return removed, err
+}
+
+// sweepOwn removes the given objects.
+func (r *Repository) sweepOwn(ctx context.Context, objects map[objectKey]struct{}, doomed func(objectKey) bool, removed *Removed) error {
 	var wanted [256]bool
 	for k := range objects {
 		wanted[k[0]] = true
 	}
-	s := sweep{
-		r:      r,
-		shard:  func(b0 byte) bool { return wanted[b0] },
-		doomed: func(k objectKey) bool { _, ok := objects[k]; return ok },
-		remove: true,
-	}
+	s := sweep{r: r, shard: func(b0 byte) bool { return wanted[b0] }, doomed: doomed, remove: true}
 	err := s.run(ctx)
 	removed.Objects, removed.Bytes = s.objects, s.bytes
-	return removed, err
+	return err
+}
+
+// candidates adds the names of streams that are wanted to set.
+func (r *Repository) candidates(wanted func(name string) bool, set map[string]struct{}) error {
+	list, err := r.dir.ReadSubDir(Streams.String())
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	for _, e := range list {
+		if e.IsSymlink() && wanted(e.Name) {
+			set[e.Name] = struct{}{}
+		}
+	}
+	return nil
 }
 
 // marker finds out what is in use: it takes that out of objects and puts it into
@@ -63,6 +114,12 @@ type marker struct {
 	live    map[objectKey]struct{}
 	walked  map[fsverity.Digest]struct{}
 	pending []fsverity.Digest
+
+	all bool // everything is wanted, not only whether some objects are in use
+	// lenient reads what is damaged as far as possible: what that names is in use, too.
+	lenient bool
+	damaged []RootProblem
+	unknown bool // something could not be read at all
 }
 
 // mark walks all images and streams but the given ones, and of these, which it
@@ -86,7 +143,7 @@ func (m *marker) mark(ctx context.Context, doomed map[string]struct{}) error {
 			if _, skip := doomed[e.Name]; !e.IsSymlink() || (skip && kind == Streams) {
 				continue
 			}
-			if len(m.objects) == 0 && len(doomed) == 0 {
+			if len(m.objects) == 0 && len(doomed) == 0 && !m.all {
 				return nil // everything is in use
 			}
 			if err := m.name(ctx, kind.String()+"/"+e.Name); err != nil {
@@ -95,9 +152,11 @@ func (m *marker) mark(ctx context.Context, doomed map[string]struct{}) error {
 		}
 	}
 	for name := range doomed {
-		if d, err := m.target(Streams.String() + "/" + name); err != nil {
+		d, err := m.target(Streams.String() + "/" + name)
+		if err != nil && !errors.Is(err, errForeignLink) {
 			return err
-		} else if _, used := m.walked[d]; used {
+		}
+		if _, used := m.walked[d]; used || err != nil {
 			delete(doomed, name)
 		}
 	}
@@ -113,15 +172,24 @@ func (m *marker) target(name string) (fsverity.Digest, error) {
 		return fsverity.Digest{}, err
 	}
 	d, err := m.r.parseTarget(target)
+	if err == nil {
+		err = m.r.checkDigest(d)
+	}
 	if err != nil {
-		return d, fmt.Errorf("%s: %w", name, err)
+		return fsverity.Digest{}, fmt.Errorf("%s: %w: %w", name, errForeignLink, err)
 	}
 	return d, nil
 }
 
+// errForeignLink says that a name does not lead to an object of the repository.
+var errForeignLink = errors.New("leads elsewhere")
+
 // name walks what a first-level name leads to.
 func (m *marker) name(ctx context.Context, name string) error {
 	d, err := m.target(name)
+	if m.lenient && errors.Is(err, errForeignLink) {
+		return nil // to nothing that could be removed
+	}
 	if err != nil || d.IsZero() {
 		return err
 	}
@@ -132,8 +200,12 @@ func (m *marker) name(ctx context.Context, name string) error {
 		}
 		d := m.pending[len(m.pending)-1]
 		m.pending = m.pending[:len(m.pending)-1]
-		if err := m.walk(d); err != nil {
+		damage, err := m.walk(d)
+		if err != nil {
 			return fmt.Errorf("%s: object %s: %w", name, d, err)
+		}
+		if damage != nil {
+			m.damaged = append(m.damaged, RootProblem{Name: name, Err: fmt.Errorf("object %s: %w", d, damage)})
 		}
 	}
 	return nil
@@ -149,21 +221,48 @@ func (m *marker) use(d fsverity.Digest) {
 
 // walk marks d and what it names. Named references are followed by digest: the
 // name that once led there may lead to a younger stream by now (repository.md
-// 4.4). An object that is not there leads to nothing.
-func (m *marker) walk(d fsverity.Digest) error {
+// 4.4). An object that is not there leads to nothing. Damage is told only by a
+// lenient marker; for others it is the error.
+func (m *marker) walk(d fsverity.Digest) (damage, err error) {
 	if _, done := m.walked[d]; done {
-		return nil
+		return nil, nil
 	}
 	m.walked[d] = struct{}{}
 	m.use(d)
 	f, err := m.r.openVerified(d)
 	if errors.Is(err, ErrNotFound) {
-		return nil
+		return nil, nil
 	}
+	if err != nil && m.lenient {
+		damage = err
+		f, err = m.r.openUnverified(d)
+	}
+	if err == nil {
+		defer f.Close()
+		err = m.content(f)
+	}
+	if err != nil && damage != nil {
+		m.unknown = true
+		return damage, nil
+	}
+	return damage, err // what is not damaged and cannot be read is of another format
+}
+
+// openUnverified opens an object whatever it contains.
+func (r *Repository) openUnverified(d fsverity.Digest) (*os.File, error) {
+	b0, rest := objectName(d)
+	shard, err := r.shard(b0, false)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer f.Close()
+	if shard == nil {
+		return nil, &NotFoundError{Kind: "object", Name: d.Hex()}
+	}
+	return openRegular(shard, rest)
+}
+
+// content marks what an object names.
+func (m *marker) content(f *os.File) error {
 	st, err := f.Stat()
 	if err != nil {
 		return err

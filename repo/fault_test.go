@@ -13,6 +13,7 @@ import (
 
 	"github.com/cfsboot/cfsboot/erofs"
 	"github.com/cfsboot/cfsboot/erofs/tree"
+	"github.com/cfsboot/cfsboot/fsverity"
 	"github.com/cfsboot/cfsboot/internal/durable/durabletest"
 	"github.com/cfsboot/cfsboot/repo"
 )
@@ -154,8 +155,37 @@ var steps = []step{
 		run:  failedRun,
 		done: func(r *repo.Repository) error {
 			_, err := r.LookupStream("kept")
-			if _, gone := r.LookupStream("given up"); !errors.Is(gone, repo.ErrNotFound) {
-				err = errors.Join(err, fmt.Errorf("the name was not given up: %w", gone))
+			switch _, gone := r.LookupStream("given up"); {
+			case gone == nil:
+				err = errors.Join(err, errors.New("the name was not given up"))
+			case !errors.Is(gone, repo.ErrNotFound):
+				err = errors.Join(err, gone)
+			}
+			return err
+		},
+	},
+	{
+		name: "run that makes room",
+		prepare: func(ctx context.Context, r *repo.Repository) error {
+			_, err := stream(ctx, r, pattern(70_000, 6))
+			return errors.Join(err, publishStream(ctx, r, "left", 7))
+		},
+		run: func(ctx context.Context, r *repo.Repository) error {
+			run := r.Begin()
+			o := repo.ReclaimOptions{Streams: func(name string) bool { return name == "left" }}
+			_, err := run.Reclaim(ctx, o)
+			if err == nil {
+				err = publishStream(ctx, r, "kept", 1)
+			}
+			_, undo := run.UndoAll(ctx, o)
+			return errors.Join(err, undo)
+		},
+		done: func(r *repo.Repository) error {
+			_, err := r.LookupStream("kept")
+			for _, d := range []fsverity.Digest{sum(pattern(70_000, 6)), sum(pattern(70_000, 7))} {
+				if has, herr := r.HasObject(d); has || herr != nil {
+					err = errors.Join(err, herr, fmt.Errorf("object %s is left: %v", d, has))
+				}
 			}
 			return err
 		},

@@ -76,7 +76,7 @@ func (r *Repository) Collect(ctx context.Context, o CollectOptions) (*Collected,
 		return nil, errors.New("objects are being stored through this handle")
 	}
 	c := &collector{r: r, o: o, out: &Collected{}}
-	err := r.exclusively(ctx, o.LockWait, func() error {
+	err := r.exclusively(ctx, o.LockWait, func(*LockedError) {}, func() error {
 		// The names on the medium are to be those that are read here.
 		if err := r.settle(levelRefs); err != nil {
 			return err
@@ -272,12 +272,13 @@ func (c *collector) removeNames(names []string) error {
 	for _, ref := range c.dangling {
 		names = append([]string{ref.Name}, names...)
 	}
+	c.r.order.touch(levelRefs) // an error below leaves it for the next sync
 	for _, name := range names {
 		if err := c.r.dir.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}
-	return c.r.dir.SyncFS()
+	return c.r.settle(levelRefs)
 }
 
 // temporaryAge is how old a temporary has to be. With the exclusive lock there

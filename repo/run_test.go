@@ -198,31 +198,6 @@ func TestUndoOverlapping(t *testing.T) {
 	present(t, r, "all have ended", objects, "second")
 }
 
-// TestUndoUnreadable: where it cannot be said what is in use, nothing is removed.
-func TestUndoUnreadable(t *testing.T) {
-	ctx := t.Context()
-	for name, damage := range map[string]func(r *repo.Repository, id fsverity.Digest) error{
-		"stream": func(r *repo.Repository, id fsverity.Digest) error {
-			return errors.Join(os.Remove(objectFile(r, id)), os.WriteFile(objectFile(r, id), pattern(300, 1), 0o600))
-		},
-		"link": func(r *repo.Repository, _ fsverity.Digest) error { return os.Symlink("../x", r.Path()+"/streams/odd") },
-	} {
-		r := newRepo(t)
-		id, err := stream(ctx, r, pattern(70_000, 1))
-		must(t, err)
-		must(t, r.PublishStream(ctx, "s", id))
-		must(t, damage(r, id))
-		run := r.Begin()
-		d := put(t, r, pattern(5000, 5))
-		if removed, err := run.Undo(ctx); err == nil || removed.Objects != 0 {
-			t.Errorf("%s: got %+v, %v", name, removed, err)
-		} else {
-			t.Log(err)
-		}
-		present(t, r, name, map[string]fsverity.Digest{"new": d}, "new")
-	}
-}
-
 // TestKeepFree: objects stop before the file system is full.
 func TestKeepFree(t *testing.T) {
 	ctx := t.Context()
@@ -266,6 +241,29 @@ func TestKeepFree(t *testing.T) {
 		must(t, r.Need(1))
 		if err := r.Need(1<<63 - 1); err == nil {
 			t.Error("there is room for everything")
+		}
+	}
+}
+
+// TestRoom: what is left free, and a file system that tells no limit.
+func TestRoom(t *testing.T) {
+	const gib, none = 1 << 30, 1 << 60
+	for _, tc := range []struct {
+		name         string
+		space        durable.Space
+		keep         int64
+		bytes, files int64
+	}{
+		{"disk", durable.Space{Bytes: 4 * gib, Size: 8 * gib, Inodes: 5000, MaxInodes: 9000}, 0, 4*gib - 64<<20, 5000 - 1024},
+		{"small disk", durable.Space{Bytes: 4 << 20, Size: 16 << 20, Inodes: 500, MaxInodes: 800}, 0, 2 << 20, 400},
+		{"nothing kept", durable.Space{Bytes: 4 << 20, Size: 16 << 20, Inodes: 500, MaxInodes: 800}, -1, 4 << 20, 500},
+		{"no number of inodes", durable.Space{Bytes: 4 << 20, Size: 16 << 20, Inodes: -1, MaxInodes: -1}, 1 << 20, 3 << 20, none},
+		{"ramfs", durable.Space{Inodes: -1, MaxInodes: -1}, 0, none, none},
+		{"ramfs, to keep much", durable.Space{Inodes: -1, MaxInodes: -1}, gib, none, none},
+		{"tmpfs without a limit", durable.Space{Inodes: 500, MaxInodes: 800}, 0, none, 500},
+	} {
+		if bytes, files := repo.Room(tc.space, tc.keep); bytes != tc.bytes || files != tc.files {
+			t.Errorf("%s: room for %d bytes and %d files, want %d and %d", tc.name, bytes, files, tc.bytes, tc.files)
 		}
 	}
 }

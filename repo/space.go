@@ -40,19 +40,29 @@ func (r *Repository) spare() (spare, error) {
 	if err != nil {
 		return spare{}, err
 	}
-	out := spare{freeBytes: s.Bytes, keepBytes: r.room.keep}
+	return spareOf(s, r.room.keep), nil
+}
+
+// spareOf is what spare tells, if keep is wanted to be left (Options.KeepFree).
+func spareOf(s durable.Space, keep int64) spare {
+	out := spare{freeBytes: s.Bytes, keepBytes: keep}
 	switch {
-	case r.room.keep == 0:
+	case s.Size == 0: // such as ramfs: nothing to keep a part of
+		out.keepBytes, out.freeBytes = 0, noLimit
+	case keep == 0:
 		out.keepBytes, out.keepFiles = min(keepBytes, s.Size/keepShare), min(keepInodes, s.MaxInodes/keepShare)
-	case r.room.keep < 0:
+	case keep < 0:
 		out.keepBytes = 0
 	}
-	out.bytes, out.files = s.Bytes-out.keepBytes, s.Inodes-out.keepFiles
+	out.bytes, out.files = out.freeBytes-out.keepBytes, s.Inodes-out.keepFiles
 	if s.Inodes < 0 {
-		out.files = 1 << 40
+		out.files = noLimit
 	}
-	return out, nil
+	return out
 }
+
+// noLimit is what a file system has that tells none.
+const noLimit = 1 << 60
 
 // Need returns a *durable.SpaceError if fewer than need bytes can be stored
 // before the file system has only Options.KeepFree left.

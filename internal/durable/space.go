@@ -8,7 +8,7 @@ import (
 type Space struct {
 	Bytes     int64
 	Inodes    int64 // -1 where the file system has no fixed number (vfat, btrfs)
-	Size      int64 // of the file system, bytes
+	Size      int64 // of the file system, bytes; 0 where it tells none (ramfs), and Bytes is 0 too
 	MaxInodes int64 // that it can have, or -1
 	BlockSize int64 // allocation unit, bytes
 	ReadOnly  bool
@@ -40,7 +40,7 @@ func (d *Dir) Need(need int64) error {
 	if err != nil {
 		return err
 	}
-	if s.Bytes < need {
+	if s.Bytes < need && s.Size > 0 {
 		return &SpaceError{Where: d.path, Need: need, Have: s.Bytes, Err: unix.ENOSPC}
 	}
 	return nil
