@@ -15,8 +15,10 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"github.com/cfsboot/cfsboot/deploy"
 	"github.com/cfsboot/cfsboot/deploy/record"
 	"github.com/cfsboot/cfsboot/internal/durable/durabletest"
+	"github.com/cfsboot/cfsboot/repo/oci/ocitest"
 )
 
 // convergence is a command that, hit by a fault anywhere and then repeated, must
@@ -58,10 +60,7 @@ func converge(t *testing.T, c convergence) {
 	if d := cmp.Diff(want, whole.fingerprint()); d != "" {
 		t.Fatalf("the command is not idempotent, mismatch (-once +twice):\n%s", d)
 	}
-	stride := max(1, calls/8)
-	if os.Getenv("CFSBOOT_CRASH_ALL") == "1" {
-		stride = 1
-	}
+	stride := sampled(calls, 8)
 	fired := 0
 	for n := 0; n < calls; n += stride {
 		for i, f := range faults {
@@ -90,6 +89,15 @@ func converge(t *testing.T, c convergence) {
 	if fired < calls/stride {
 		t.Errorf("%d faults for %d calls", fired, calls)
 	}
+}
+
+// sampled is the step that takes about n of so many calls, or every one if
+// CFSBOOT_CRASH_ALL=1.
+func sampled(calls, n int) int {
+	if os.Getenv("CFSBOOT_CRASH_ALL") == "1" {
+		return 1
+	}
+	return max(1, calls/n)
 }
 
 // restarted is the same machine for a new process: the disks hold what was
@@ -245,10 +253,21 @@ func (w *world) maskedState(mask func(string) string) string {
 	return b.String()
 }
 
+// relabelled is another manifest of a release.
+func relabelled(t *testing.T, name string) *ocitest.Image {
+	t.Helper()
+	img, err := ocitest.Build(ocitest.Spec{
+		Layers: []ocitest.Layer{{Tar: tarOf(t, osTree(name)), Compression: ocitest.Gzip}}, Labels: map[string]string{"x": "y"},
+	})
+	must(t, err)
+	return img
+}
+
 func short(id string) string { return id[:min(len(id), 12)] }
 
 func convergences(t *testing.T) []convergence {
 	r1, r2, r3 := release(t, "1"), release(t, "2"), release(t, "3")
+	sameFiles := relabelled(t, "1")
 	first := func(t *testing.T, w *world) {
 		t.Helper()
 		w.releases(r1)
@@ -268,6 +287,35 @@ func convergences(t *testing.T) []convergence {
 			first(t, w)
 			must(t, settled(w.upgrade(r2)))
 			w.edit("conf.d/app.conf", "level=2\n")
+		}, func(w *world) error { return settled(w.finalize()) }},
+		{"switch", first, func(w *world) error { return settled(w.switchTo(otherReference, r2, deploy.SwitchOptions{})) }},
+		{"switch over a staged one", func(t *testing.T, w *world) {
+			first(t, w)
+			must(t, settled(w.upgrade(r2)))
+		}, func(w *world) error { return settled(w.switchTo(otherReference, r3, deploy.SwitchOptions{})) }},
+		{"switch to the image that runs", first, func(w *world) error { return settled(w.switchTo(otherReference, r1, deploy.SwitchOptions{})) }},
+		{"switch to the image that is staged", func(t *testing.T, w *world) {
+			first(t, w)
+			must(t, settled(w.upgrade(r2)))
+		}, func(w *world) error { return settled(w.switchTo(otherReference, r2, deploy.SwitchOptions{})) }},
+		{"upgrade to the same files", first, func(w *world) error {
+			return settled(w.upgrade(sameFiles))
+		}},
+		{"download", first, func(w *world) error {
+			w.tag = r2
+			return settled(w.upgradeWith(deploy.UpgradeOptions{DownloadOnly: true}))
+		}},
+		{"upgrade from what was downloaded", func(t *testing.T, w *world) {
+			first(t, w)
+			w.tag = r2
+			must(t, settled(w.upgradeWith(deploy.UpgradeOptions{DownloadOnly: true})))
+		}, func(w *world) error { return settled(w.upgradeWith(deploy.UpgradeOptions{FromDownloaded: true})) }},
+		{"finalize over an older state of the same", func(t *testing.T, w *world) {
+			w.releases(r1, r2)
+			must(t, settled(w.rollback("")))
+			w.boot()
+			w.edit("hostname", "again\n")
+			must(t, settled(w.upgrade(r2)))
 		}, func(w *world) error { return settled(w.finalize()) }},
 		{"rollback", func(t *testing.T, w *world) {
 			w.releases(r1, r2)

@@ -31,6 +31,7 @@ const (
 	CodeIdentity   = "identity"    // no name for a machine, or no public keys
 	CodeNoRegistry = "no-registry" // the machine follows nothing that is in a registry
 	CodeNoRecord   = "no-record"   // nobody knows what a deployment is
+	CodeNoState    = "no-state"    // the state of a deployment, without which it cannot boot, is gone
 	CodeNotStaged  = "not-staged"  // no deployment is staged
 	CodeSequence   = "sequence"    // the sequence numbers of boot entries are used up
 	CodeBooted     = "booted"      // the deployment runs

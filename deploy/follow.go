@@ -131,26 +131,27 @@ func (m *machine) retarget(ctx context.Context, id, reference string, index dige
 			return false, err
 		}
 	}
-	d.Reference, d.IndexDigest = reference, string(index)
-	if err := m.rewrite(ctx, name, d); err != nil {
-		return false, err
-	}
-	if err := m.add(record.Event{Kind: record.EventReference, Deployment: id, Reference: reference}); err != nil {
+	next := d
+	next.Reference, next.IndexDigest = reference, string(index)
+	if err := m.rewrite(name, d, next, record.Event{Kind: record.EventReference, Deployment: id, Reference: reference}); err != nil {
 		return false, err
 	}
 	return true, m.look()
 }
 
-// rewrite replaces the records of a deployment. If it fails the origin says what
-// the record says.
-func (m *machine) rewrite(ctx context.Context, name string, d record.Deployment) error {
+// rewrite replaces the records of a deployment and notes it in the journal. If
+// either fails the old ones come back, as far as the disk allows that.
+func (m *machine) rewrite(name string, old, next record.Deployment, e record.Event) error {
 	dir, err := m.top.Sub(name)
 	if err != nil {
 		return err
 	}
 	defer dir.Close() //nolint:errcheck // writeRecords syncs
-	if err := writeRecords(dir, d); err != nil {
-		return errors.Join(err, m.cleanOrigins(context.WithoutCancel(ctx)))
+	if err = writeRecords(dir, next); err == nil {
+		err = m.add(e)
+	}
+	if err != nil {
+		return errors.Join(err, writeRecords(dir, old))
 	}
 	return nil
 }

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/cfsboot/cfsboot/deploy"
 	"github.com/cfsboot/cfsboot/deploy/record"
 	"github.com/cfsboot/cfsboot/repo/oci"
@@ -108,14 +110,7 @@ func TestSwitchBackAtOnce(t *testing.T) {
 func TestSwitchSameImage(t *testing.T) {
 	t.Parallel()
 	r1 := release(t, "1")
-	sameBoot := func() *ocitest.Image { // another manifest of the same files
-		img, err := ocitest.Build(ocitest.Spec{
-			Layers: []ocitest.Layer{{Tar: tarOf(t, osTree("1")), Compression: ocitest.Gzip}}, Labels: map[string]string{"x": "y"},
-		})
-		must(t, err)
-		return img
-	}
-	for name, img := range map[string]*ocitest.Image{"same manifest": r1, "same files": sameBoot()} {
+	for name, img := range map[string]*ocitest.Image{"same manifest": r1, "same files": relabelled(t, "1")} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)
 			one := w.releases(r1)[0]
@@ -168,6 +163,40 @@ func TestSwitchFails(t *testing.T) {
 		t.Errorf("upgrade: %+v, %v", c, err)
 	}
 	checkQuiet(t, w)
+}
+
+// TestSwitchFailsAnywhere: whatever call fails, a switch that reports an error has
+// changed neither what is followed nor what boots.
+func TestSwitchFailsAnywhere(t *testing.T) {
+	t.Parallel()
+	r1 := release(t, "1")
+	base := newWorld(t)
+	one := base.releases(r1)[0]
+	for name, img := range map[string]*ocitest.Image{"stage": release(t, "other"), "same manifest": r1, "same files": relabelled(t, "1")} {
+		run := func(w *world) error { return settled(w.switchTo(otherReference, img, deploy.SwitchOptions{})) }
+		whole := base.copy()
+		whole.killer = &killer{at: -1}
+		must(t, run(whole))
+		calls := whole.killer.n
+		failed := 0
+		for n := 0; n < calls; n += sampled(calls, 10) {
+			w := base.copy()
+			w.killer = &killer{at: n, err: unix.EIO}
+			err := run(w)
+			op := w.killer.op
+			w.killer = nil
+			if err == nil {
+				continue
+			}
+			failed++
+			if got := w.follows(one); got != reference || w.state().Staged != nil {
+				t.Errorf("%s: EIO at %d (%s) is %v, and it follows %s, staged %+v", name, n, op, err, got, w.state().Staged)
+			}
+		}
+		if failed == 0 {
+			t.Errorf("%s: no fault was reported", name)
+		}
+	}
 }
 
 // TestSwitchToFailed: what did not boot is refused under any reference, unless

@@ -14,6 +14,7 @@ import (
 
 	"github.com/cfsboot/cfsboot/bootimage"
 	"github.com/cfsboot/cfsboot/bootimage/bls"
+	"github.com/cfsboot/cfsboot/deploy/esp"
 	"github.com/cfsboot/cfsboot/deploy/kargs"
 	"github.com/cfsboot/cfsboot/deploy/record"
 	"github.com/cfsboot/cfsboot/erofs/tree"
@@ -28,12 +29,24 @@ func (m *machine) baseKargs() []record.Karg {
 	booted := m.facts.BootedID()
 	d := m.facts.Deployments[booted]
 	options := bls.ParseCmdline(d.Options)
-	if a := m.facts.State.LatestOf(booted); a != nil {
-		if e := m.facts.EntryOf(a.Seq); e != nil && e.Err == nil && e.ImageID() == booted {
-			options = e.Entry.Options()
-		}
+	if e := m.bootedEntry(); e != nil {
+		options = e.Entry.Options()
 	}
 	return kargs.Base(d.Kargs, options)
+}
+
+// bootedEntry is the newest boot entry of the running deployment, nil if it cannot
+// be read or starts something else by now.
+func (m *machine) bootedEntry() *esp.Entry {
+	booted := m.facts.BootedID()
+	a := m.facts.State.LatestOf(booted)
+	if a == nil {
+		return nil
+	}
+	if e := m.facts.EntryOf(a.Seq); e != nil && e.Err == nil && e.ImageID() == booted {
+		return e
+	}
+	return nil
 }
 
 // withKargs makes the kernel command line of a deployment from what d.Kargs
@@ -112,9 +125,16 @@ func (m *machine) refreshKargs(ctx context.Context, dir *durable.Dir, etc, id st
 
 // liveKargs reads and checks the files of the site in the running /etc.
 func (m *machine) liveKargs() ([]kargs.File, error) {
-	state, err := m.top.Sub(stateOf(m.facts.BootedID()))
+	booted := m.facts.BootedID()
+	state, err := m.top.Sub(stateOf(booted))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, noState("running ", booted, stateOf(booted))
+	}
 	if err != nil {
 		return nil, err
+	}
+	if _, ok := m.facts.Deployments[booted]; !ok && m.bootedEntry() == nil {
+		return nil, noRecord(booted) // nor its command line
 	}
 	defer state.Close() //nolint:errcheck // read only
 	files, err := siteKargs(state, "etc")

@@ -88,7 +88,7 @@ func fileOfTorn(e *esp.Entry) string {
 // isEntryOf tells whether the file is complete: the loader boots this
 // deployment with it.
 func isEntryOf(e *esp.Entry, deployment, bootDigest string) bool {
-	return e.Err == nil && e.ImageID() == deployment && e.Payload() == bootDigest
+	return fileOfTorn(e) == "" && e.ImageID() == deployment && e.Payload() == bootDigest
 }
 
 // action is what an upgrade comes down to once the manifest is known.

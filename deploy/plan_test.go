@@ -102,6 +102,13 @@ func noEntry(text string) esp.Entry {
 	return esp.Entry{File: "odd.conf", Err: errors.New("no entry"), Raw: []byte(text)}
 }
 
+// cut is an entry without its last line.
+func cut(t *testing.T, seq uint64, counter, id string) esp.Entry {
+	e := file(t, seq, counter, id)
+	e.Entry.Set("linux")
+	return e
+}
+
 func booted(id string) *record.Booted { return &record.Booted{Digest: id} }
 
 func manifests(ids ...string) map[string]record.Deployment {
@@ -113,6 +120,63 @@ func manifests(ids ...string) map[string]record.Deployment {
 }
 
 func join(lists ...[]record.Event) []record.Event { return slices.Concat(lists...) }
+
+// TestRepairStagedGone: a staged deployment without state is given up, unless its
+// entry says that it is in place already.
+func TestRepairStagedGone(t *testing.T) {
+	s := history(t, join(installed(idA), []record.Event{blessed(1)}, staged(idB))...)
+	f := Facts{Booted: booted(idA), State: s, Entries: []esp.Entry{file(t, 1, "", idA)}}
+	if r, ok := nextRepair(f); ok {
+		t.Errorf("it is there: %+v", r)
+	}
+	f.StagedGone = true
+	if r, _ := nextRepair(f); r.Event.Kind != record.EventDropped || r.Event.Deployment != idB || r.RemoveEntry != "" {
+		t.Errorf("it is gone: %+v", r)
+	}
+	f.Entries = append(f.Entries, file(t, 2, "+3-0", idB))
+	if r, _ := nextRepair(f); r.Event.Kind != record.EventArmed {
+		t.Errorf("it has its entry: %+v", r)
+	}
+}
+
+// TestTracked: which reference a machine follows.
+func TestTracked(t *testing.T) {
+	three := join(installed(idA), []record.Event{blessed(1)}, armed(idB, 2))
+	deployments := func(a, b, c string) map[string]record.Deployment {
+		out := map[string]record.Deployment{}
+		for id, ref := range map[string]string{idA: a, idB: b, idC: c} {
+			if ref != "" {
+				out[id] = record.Deployment{ID: id, Reference: ref}
+			}
+		}
+		return out
+	}
+	for name, c := range map[string]struct {
+		events      []record.Event
+		deployments map[string]record.Deployment
+		want, code  string
+	}{
+		"staged":                     {join(three, staged(idC)), deployments("docker://r/a", "docker://r/b", "docker://r/c"), "docker://r/c", ""},
+		"default":                    {three, deployments("docker://r/a", "docker://r/b", ""), "docker://r/b", ""},
+		"running":                    {join(three, []record.Event{failed(2)}), deployments("docker://r/a", "docker://r/b", ""), "docker://r/a", ""},
+		"staged, no record":          {join(three, staged(idC)), deployments("docker://r/a", "docker://r/b", ""), "docker://r/b", ""},
+		"only the running has one":   {join(three, staged(idC)), deployments("docker://r/a", "", ""), "docker://r/a", ""},
+		"nobody has one":             {three, nil, "", CodeNoRecord},
+		"a directory":                {installed(idA), deployments("oci:/x:1", "", ""), "", CodeNoRegistry},
+		"an archive":                 {installed(idA), deployments("oci-archive:/x.tar", "", ""), "", CodeNoRegistry},
+		"a directory that is staged": {join(three, staged(idC)), deployments("docker://r/a", "docker://r/b", "oci:/x:1"), "", CodeNoRegistry},
+	} {
+		got, err := tracked(Facts{Booted: booted(idA), State: history(t, c.events...), Deployments: c.deployments})
+		code := ""
+		var refused *RefusedError
+		if errors.As(err, &refused) {
+			code = refused.Code
+		}
+		if got != c.want || code != c.code {
+			t.Errorf("%s: got %q, %v, want %q, %q", name, got, err, c.want, c.code)
+		}
+	}
+}
 
 func TestNextRepair(t *testing.T) {
 	begin := []record.Event{{Kind: record.EventBegin, Transaction: "u", Op: record.OpUpgrade}}
@@ -138,6 +202,12 @@ func TestNextRepair(t *testing.T) {
 			record.Event{Kind: record.EventAborted, Transaction: "u", Reason: "the program did not finish"}, ""},
 		{"killed rollback before its entry", join(two, rollback), idB, nil,
 			record.Event{Kind: record.EventAborted, Transaction: "r", Reason: "the program did not finish"}, ""},
+		{"killed rollback with an entry that has no kernel", join(two, rollback), idB, []esp.Entry{cut(t, 3, "", idA)},
+			record.Event{Kind: record.EventAborted, Transaction: "r", Reason: "the program did not finish"}, "cfsboot_tok-0000000003.conf"},
+		{"staged with an entry that has no kernel", join(installed(idA), []record.Event{blessed(1)}, staged(idB)), idA, []esp.Entry{cut(t, 2, "+3-0", idB)},
+			record.Event{Kind: record.EventRenumber, Deployment: idB}, "cfsboot_tok-0000000002+3-0.conf"},
+		{"killed switch", join(installed(idA), []record.Event{{Kind: record.EventBegin, Transaction: "s", Op: record.OpSwitch}}), idA, nil,
+			record.Event{Kind: record.EventAborted, Transaction: "s", Reason: "the program did not finish"}, ""},
 		{"killed rollback after its entry", join(two, rollback), idB, []esp.Entry{file(t, 3, "", idA)},
 			record.Event{Kind: record.EventArmed, Deployment: idA, Entry: 3}, ""},
 		{"killed counted rollback, tried once", join(two, rollback), idB, []esp.Entry{file(t, 3, "+2-1", idA)},

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 
 	"github.com/cfsboot/cfsboot/bootimage/bls"
 	"github.com/cfsboot/cfsboot/deploy/record"
@@ -97,11 +98,16 @@ func (m *machine) publish(ctx context.Context, plan rollbackPlan) (_ *Change, er
 // returns what its new entry says: what the old one says, if it can be read.
 func (m *machine) rollbackRecord(ctx context.Context, target record.ArmedEntry) (record.Deployment, error) {
 	d, err := readDeployment(m.top, record.StateDir, target.Deployment)
+	if errors.Is(err, fs.ErrNotExist) {
+		return d, noState("", target.Deployment, stateOf(target.Deployment)+"/"+record.DeploymentName)
+	}
 	if err != nil {
 		return d, err
 	}
-	if etc, err := m.top.ReadSubDir(stateOf(d.ID) + "/etc"); err != nil || len(etc) == 0 {
-		return d, errors.Join(err, fmt.Errorf("%q is empty or missing", stateOf(d.ID)+"/etc"))
+	if etc, err := m.top.ReadSubDir(stateOf(d.ID) + "/etc"); errors.Is(err, fs.ErrNotExist) || err == nil && len(etc) == 0 {
+		return d, noState("", d.ID, stateOf(d.ID)+"/etc")
+	} else if err != nil {
+		return d, err
 	}
 	if err := m.checkImage(ctx, d.ID); err != nil {
 		return d, err

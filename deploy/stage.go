@@ -169,7 +169,17 @@ func (m *machine) scanEtc(ctx context.Context) (*etcmerge.Live, error) {
 // liveEtc opens the running deployment's /etc where it lies on the disk, so that
 // nothing that is mounted below /etc counts.
 func (m *machine) liveEtc() (*durable.Dir, error) {
-	return m.top.Sub(stateOf(m.facts.BootedID()) + "/etc")
+	name := stateOf(m.facts.BootedID()) + "/etc"
+	dir, err := m.top.Sub(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, noState("running ", m.facts.BootedID(), name)
+	}
+	return dir, err
+}
+
+// noState says that a part of a deployment's state is gone.
+func noState(role, id, name string) error {
+	return refuse(CodeNoState, "the state of the %sdeployment %s is gone: there is no %q", role, short(id), name)
 }
 
 func findEtc(root *tree.Node) (*tree.Node, error) {

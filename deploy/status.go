@@ -87,14 +87,17 @@ type ComposefsStatus struct {
 // StatusInput is what was found on a machine.
 type StatusInput struct {
 	Facts
-	Journal     bool        // there is a journal
-	EntriesRead bool        // Facts.Entries is what the boot partition has
-	Root        *RootStatus // nil: not a composefs root
-	Loader      string      // LoaderInfo, "" if unknown
-	BootLogs    []BootLog   // what was kept of failed boots, as far as it can be read
-	Now         time.Time
-	Problems    []Problem      // met while reading
-	Update      *record.Update // that the last check found, nil: none since the boot
+	Journal     bool // there is a journal
+	EntriesRead bool // Facts.Entries is what the boot partition has
+	// DeploymentsRead: Facts.Deployments is what the state has.
+	DeploymentsRead bool
+	Root            *RootStatus // nil: not a composefs root
+	Loader          string      // LoaderInfo, "" if unknown
+	BootLogs        []BootLog   // what was kept of failed boots, as far as it can be read
+	Now             time.Time
+	Problems        []Problem      // met while reading
+	Recorded        time.Time      // when the last record of the journal was written, zero: unknown
+	Update          *record.Update // that the last check found, nil: none since the boot
 }
 
 // NewStatus makes the document. It is pure.
@@ -351,6 +354,8 @@ const (
 	ProblemNoVerity    = "no-verity"          // fs-verity is not enforced
 	ProblemNoRollback  = "no-rollback"        // there is nothing to go back to
 	ProblemNotRecorded = "not-recorded"       // the running deployment is not in the journal
+	ProblemState       = "state"              // the state of a deployment is gone
+	ProblemClock       = "clock"              // the clock is behind what was recorded
 )
 
 func (b *statusBuilder) problem(code, hint, format string, args ...any) {
@@ -378,8 +383,31 @@ func (b *statusBuilder) findProblems() {
 	if in.Journal && b.booted != "" && b.rollback == "" && len(s.Entries) > 1 && s.LatestOf(b.booted) != nil {
 		b.problem(ProblemNoRollback, "", "no other deployment has booted and was found healthy")
 	}
+	b.stateProblems()
+	if in.Recorded.Sub(in.Now) > clockSlack {
+		b.problem(ProblemClock, "set the clock: no registry's certificate may be valid yet", "the clock says %s, but the journal was written at %s", in.Now.UTC().Format(time.RFC3339), in.Recorded.Format(time.RFC3339))
+	}
 	if in.EntriesRead {
 		b.entryProblems()
+	}
+}
+
+// clockSlack is how far a clock may be behind before it is said to be: two systems
+// on one machine may differ by their time zones.
+const clockSlack = 24 * time.Hour
+
+// stateProblems names the deployments that have an entry and no state: they
+// cannot boot. What is there and cannot be read was told when it was read.
+func (b *statusBuilder) stateProblems() {
+	for _, id := range b.in.State.Deployments() {
+		a := b.in.State.LatestOf(id)
+		if _, ok := b.in.Deployments[id]; ok || a == nil || a.Retiring || !b.in.DeploymentsRead {
+			continue
+		}
+		told := func(p Problem) bool { return p.Code == ProblemDeployment && strings.Contains(p.Message, id) }
+		if !slices.ContainsFunc(b.problems, told) {
+			b.problem(ProblemState, "", "the state of deployment %s is gone: it cannot boot", short(id))
+		}
 	}
 }
 

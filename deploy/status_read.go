@@ -117,7 +117,7 @@ func (r *statusReader) readTop() {
 	j, err := readJournal(top)
 	switch {
 	case err == nil:
-		r.in.Journal, r.in.State = true, j.State()
+		r.in.Journal, r.in.State, r.in.Recorded = true, j.State(), j.Time()
 		for _, err := range j.Damaged() {
 			r.problem(ProblemTornRecord, "", err)
 		}
@@ -132,7 +132,7 @@ func (r *statusReader) readTop() {
 		r.problem(ProblemRepository, "", fmt.Errorf("%q is not a directory", top.Path()+"/"+repoDir))
 	}
 	deployments, problems := readDeployments(top, r.in.State)
-	r.in.Deployments, r.in.StagedGone = deployments, stagedGone(top, r.in.State)
+	r.in.Deployments, r.in.DeploymentsRead, r.in.StagedGone = deployments, true, stagedGone(top, r.in.State)
 	for _, err := range problems {
 		r.problem(ProblemDeployment, hintRoot(err), err)
 	}

@@ -229,18 +229,19 @@ func (m *machine) sameContent(ctx context.Context, img *image) (bool, error) {
 		return false, nil
 	}
 	d, ok := m.facts.Deployments[id]
-	if !ok && name != stateOf(id) {
-		return false, nil // its record is damaged: it is staged anew
+	if !ok && id != m.facts.BootedID() {
+		return false, nil // its state is damaged or gone: it is staged anew
 	}
 	if !ok {
 		return false, noRecord(id)
 	}
-	d.Reference, d.ManifestDigest, d.IndexDigest, d.ConfigDigest = img.record.Reference, img.record.ManifestDigest, img.record.IndexDigest, img.record.ConfigDigest
-	d.ImageVersion, d.ImageCreated, d.PlainID = img.record.ImageVersion, img.record.ImageCreated, img.record.PlainID
+	next := d
+	next.Reference, next.ManifestDigest, next.IndexDigest, next.ConfigDigest = img.record.Reference, img.record.ManifestDigest, img.record.IndexDigest, img.record.ConfigDigest
+	next.ImageVersion, next.ImageCreated, next.PlainID = img.record.ImageVersion, img.record.ImageCreated, img.record.PlainID
 	if err := m.hold(ctx, id, img.holdings); err != nil {
 		return false, err
 	}
-	if err := m.rewrite(ctx, name, d); err != nil {
+	if err := m.rewrite(name, d, next, record.Event{Kind: record.EventReference, Deployment: id, Reference: next.Reference}); err != nil {
 		return false, err
 	}
 	return true, m.look()

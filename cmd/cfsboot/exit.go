@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -81,6 +82,7 @@ var classes = []class{
 	}, "the data is not what its name or format says, and nothing of it was used: run the command again; if it stays so, tell who publishes the image"},
 	{"layout", 1, is[*remote.LayoutError], "check the directory and the tag"},
 	{"network", 5, func(err error) bool { return errors.Is(err, remote.ErrPlainHTTP) }, "--insecure-http allows it: then anyone on the way can read and change what is fetched"},
+	{"network", 5, func(err error) bool { return is[*remote.Error](err) && badTime(err) }, "check the clock of this machine: the certificate of the registry is valid at another time"},
 	{"network", 5, is[*remote.Error], "check the reference, the network and the credentials; a repeated run keeps what is complete"},
 	{"reboot", 1, is[*deploy.RebootError], "everything else is done: reboot by hand; if the shutdown unit is missing, run `cfsboot finalize` before"},
 	{"unsupported", 1, func(err error) bool { return errors.Is(err, errors.ErrUnsupported) }, ""},
@@ -97,6 +99,12 @@ func dangling(err error) bool {
 func is[T error](err error) bool {
 	var target T
 	return errors.As(err, &target)
+}
+
+// badTime reports whether a certificate is not valid now: it has expired, or this machine's clock is wrong.
+func badTime(err error) bool {
+	var c x509.CertificateInvalidError
+	return errors.As(err, &c) && c.Reason == x509.Expired
 }
 
 // isRefused reports whether the command was refused for this reason.

@@ -203,6 +203,9 @@ func ReadJournal(names []string, read func(name string) ([]byte, error)) (*Journ
 // State is the state after the last complete record.
 func (j *Journal) State() State { return j.last.State }
 
+// Time is that of the last complete record, zero if there is none.
+func (j *Journal) Time() time.Time { return j.last.Time }
+
 // Damaged are the errors of newer records that are incomplete.
 func (j *Journal) Damaged() []error { return j.damaged }
 

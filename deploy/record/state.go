@@ -61,8 +61,8 @@ const (
 	// EventDownloadOnly makes the staged deployment wait, or no longer wait, for a
 	// command before finalize takes it.
 	EventDownloadOnly EventKind = "download-only"
-	// EventReference says that a deployment follows another reference: its records
-	// were changed.
+	// EventReference says that a deployment follows another reference, or another
+	// manifest of the same files: its records were changed.
 	EventReference EventKind = "reference"
 	// EventAborted closes a transaction that changed nothing that boots.
 	EventAborted EventKind = "aborted"
