@@ -31,6 +31,8 @@ systemctl preset systemd-networkd.service systemd-resolved.service cfsboot-final
 	apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_reap.service systemd-networkd-wait-online.service
 systemctl preset cfsboot-grow-root.service ssh.service sshd-keygen.service
 systemctl mask systemd-boot-update.service
+# It would offer logins over AF_VSOCK, and fails on machines without.
+mkdir -p /etc/systemd/system-generators && ln -sf /dev/null /etc/systemd/system-generators/systemd-ssh-generator
 # What these would make of /usr after an update is in the image; made on the machine it would be a local change in /etc that outlives its /usr.
 for u in ldconfig systemd-hwdb-update systemd-journal-catalog-update; do rm -f "/usr/lib/systemd/system/sysinit.target.wants/$u.service"; done
 ldconfig
