@@ -93,6 +93,7 @@ type StatusInput struct {
 	DeploymentsRead bool
 	Root            *RootStatus // nil: not a composefs root
 	Loader          string      // LoaderInfo, "" if unknown
+	Twins           []string    // devices with the UUID of the physical root, that one first; nil: it is alone
 	BootLogs        []BootLog   // what was kept of failed boots, as far as it can be read
 	Now             time.Time
 	Problems        []Problem      // met while reading
@@ -345,6 +346,7 @@ const (
 	ProblemTwins       = "two-disks"          // a copy of the root's disk is attached
 	ProblemEntry       = "boot-entry"         // one of our entries cannot be read or is missing
 	ProblemUnknown     = "boot-entry-unknown" // an entry of ours that the journal does not know
+	ProblemTwins       = "root-twins"         // another disk has a file system with the UUID of the root's
 	ProblemForeign     = "foreign-default"    // an entry of somebody else is what boots next
 	ProblemFallback    = "fallback"           // the loader fell back to an older deployment
 	ProblemBootFailure = "boot-failure"       // the record of a failed boot cannot be read
@@ -423,6 +425,9 @@ func (b *statusBuilder) rootProblems() {
 	booted, root := b.in.Booted, b.in.Root
 	if booted == nil {
 		return
+	}
+	if names := b.in.Twins; len(names) > 0 {
+		b.problem(ProblemTwins, "detach the other, or give it another UUID", "%s", twinsText(names))
 	}
 	if !booted.Secure {
 		b.problem(ProblemNoVerity, "", "the running root was mounted without fs-verity: its kernel parameter allows that")

@@ -50,7 +50,7 @@ func (r *statusReader) readBooted() {
 	booted, err := ReadBooted(r.Root)
 	switch {
 	case err == nil:
-		r.in.Booted = booted
+		r.in.Booted, r.in.Twins = booted, mnt.Twins(r.Root, booted.Sysroot.Dev)
 	case !errors.Is(err, fs.ErrNotExist):
 		r.problem(ProblemBooted, hintRoot(err), err)
 	}

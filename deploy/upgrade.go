@@ -64,7 +64,7 @@ func (m *machine) change(actionName, id string) *Change {
 	d := m.facts.Deployments[id]
 	return &Change{
 		Action: actionName, Deployment: id, Booted: m.facts.BootedID(), Reference: d.Reference, ManifestDigest: d.ManifestDigest,
-		Title: d.Title, Version: d.OSVersion, Kernel: d.Kernel, Warnings: []string{}, Repaired: m.repairs(),
+		Title: d.Title, Version: d.OSVersion, Kernel: d.Kernel, Warnings: m.warnings(), Repaired: m.repairs(),
 		DownloadOnly: actionName == ActionStaged && m.facts.State.Staged.DownloadOnly,
 	}
 }

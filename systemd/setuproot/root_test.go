@@ -3,6 +3,7 @@ package setuproot_test
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -249,6 +250,38 @@ func TestRootMissingImage(t *testing.T) {
 	f := m.refuse(m.options(karg(m.image)), setuproot.CodeMissing, karg(m.image), m.path("composefs/images/"+m.image.Hex()), m.image.String())
 	if notes := strings.Join(f.Notes, "\n"); !strings.Contains(notes, "present: images/"+other.Hex()) {
 		t.Errorf("notes do not list the image that is there: %s", notes)
+	}
+}
+
+// TestRootTwins: if the image is missing because the wrong one of two copies of the disk was mounted, the failure says so.
+func TestRootTwins(t *testing.T) {
+	needKernel(t)
+	m := newMachine(t)
+	m.remove("composefs/images/"+m.image.Hex(), objectName(m.image))
+	o := m.options(karg(m.image))
+	o.Devices = t.TempDir()
+	write := func(name, text string) {
+		t.Helper()
+		path := filepath.Join(o.Devices, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(text), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(m.path("."), &st); err != nil {
+		t.Fatal(err)
+	}
+	dev := fmt.Sprintf("%d:%d", unix.Major(st.Dev), unix.Minor(st.Dev))
+	for name, dev := range map[string]string{"first": dev, "second": "8:18"} {
+		write("run/udev/data/b"+dev, "E:ID_FS_UUID=4f68\nE:ID_FS_USAGE=filesystem\n")
+		write("sys/devices/"+name+"/dev", dev)
+		if err := errors.Join(os.MkdirAll(filepath.Join(o.Devices, "sys/dev/block"), 0o755), os.Symlink("../../devices/"+name, filepath.Join(o.Devices, "sys/dev/block", dev))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f := m.refuse(o, setuproot.CodeMissing)
+	if notes := strings.Join(f.Notes, "\n"); !strings.Contains(notes, "first and second have file systems with one UUID, and first was mounted") {
+		t.Errorf("notes do not name the other file system: %s", notes)
 	}
 }
 

@@ -28,6 +28,7 @@ type Options struct {
 	Policy   Policy // from ParsePolicy; the zero value is not usable
 	AnyRoot  bool   // do not insist on an initramfs: "/" may be any file system
 	Volatile string // link for systemd's search for the disk; default "/run/systemd/volatile-root", "-" for none
+	Devices  string // where run/udev and sys tell about block devices; default "/"
 
 	// Modprobe loads kernel modules by name. It is called once, when a file system is missing; its error is only
 	// logged. nil: none can be loaded.
@@ -44,6 +45,9 @@ func (o *Options) setDefaults() {
 	}
 	if o.Volatile == "" {
 		o.Volatile = "/run/systemd/volatile-root"
+	}
+	if o.Devices == "" {
+		o.Devices = "/"
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
@@ -85,7 +89,7 @@ func Run(ctx context.Context, o Options) (record.Booted, error) {
 	loadModules(ctx, o)
 	booted, err := assemble(ctx, o, list, sysroot, start)
 	if err != nil {
-		return record.Booted{}, asFailure(err)
+		return record.Booted{}, noteTwins(o, asFailure(err), physical)
 	}
 	if err := volatileRoot(o.Volatile, sysroot); err != nil {
 		o.Logger.Warn("link for systemd's search for the disk: " + err.Error())
@@ -289,6 +293,17 @@ func earlier(o Options) (record.Booted, error) {
 	}
 	o.Logger.Info("nothing to do: " + o.Sysroot + " is a composefs root already")
 	return b, nil
+}
+
+// noteTwins says if the file system that was mounted may be the wrong one of two: a copy of the disk has the same UUID.
+func noteTwins(o Options, err error, physical mnt.Info) error {
+	var f *Failure
+	if errors.As(err, &f) {
+		if names := mnt.Twins(o.Devices, fmt.Sprintf("%d:%d", physical.Major, physical.Minor)); len(names) > 0 {
+			f.Notes = append(f.Notes, fmt.Sprintf("%s have file systems with one UUID, and %s was mounted: detach the other, or give it another UUID", strings.Join(names, " and "), names[0]))
+		}
+	}
+	return err
 }
 
 // noRepository says what is on the physical root instead.
