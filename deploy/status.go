@@ -343,10 +343,9 @@ const (
 	ProblemTornRecord  = "journal-damaged"    // newer journal records are incomplete
 	ProblemDeployment  = "deployment-record"  // a deployment.json cannot be read
 	ProblemESP         = "boot-partition"     // boot entries cannot be read
-	ProblemTwins       = "two-disks"          // a copy of the root's disk is attached
+	ProblemTwins       = "two-disks"          // a copy of the root's disk, or of its file system, is attached
 	ProblemEntry       = "boot-entry"         // one of our entries cannot be read or is missing
 	ProblemUnknown     = "boot-entry-unknown" // an entry of ours that the journal does not know
-	ProblemTwins       = "root-twins"         // another disk has a file system with the UUID of the root's
 	ProblemForeign     = "foreign-default"    // an entry of somebody else is what boots next
 	ProblemFallback    = "fallback"           // the loader fell back to an older deployment
 	ProblemBootFailure = "boot-failure"       // the record of a failed boot cannot be read
@@ -426,7 +425,8 @@ func (b *statusBuilder) rootProblems() {
 	if booted == nil {
 		return
 	}
-	if names := b.in.Twins; len(names) > 0 {
+	told := slices.ContainsFunc(b.problems, func(p Problem) bool { return p.Code == ProblemTwins })
+	if names := b.in.Twins; len(names) > 0 && !told {
 		b.problem(ProblemTwins, "detach the other, or give it another UUID", "%s", twinsText(names))
 	}
 	if !booted.Secure {

@@ -10,7 +10,8 @@ import (
 
 // Twins returns the kernel's names of the block devices whose file systems have the UUID of the one on dev ("major:minor"), that
 // one first; nil if there is no second one, or nobody knows. A copy of a disk is such a twin: which of the two a UUID stands for is
-// chance. Devices that others are made of (members of an array, paths of one disk) are left out. It reads what udev wrote down
+// chance. Devices that others are made of (members of an array, paths of one disk) and loop devices, which are not there at boot, are left
+// out. It reads what udev wrote down
 // (run/udev/data) and sysfs below root, for which no privileges are needed.
 func Twins(root, dev string) []string {
 	uuid := udevProperty(root, dev, "ID_FS_UUID")
@@ -27,7 +28,7 @@ func Twins(root, dev string) []string {
 		if !ok || other == dev || udevProperty(root, other, "ID_FS_UUID") != uuid || udevProperty(root, other, "ID_FS_USAGE") != "filesystem" {
 			continue
 		}
-		if name, free := blockName(root, other); free {
+		if name, free := blockName(root, other); free && !strings.HasPrefix(name, "loop") {
 			names = append(names, name)
 		}
 	}
