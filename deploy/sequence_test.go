@@ -59,35 +59,3 @@ func TestSequenceFarAhead(t *testing.T) {
 		})
 	}
 }
-
-// TestSequenceUsedUp: without numbers for new entries a command is refused with the numbers before it does anything.
-func TestSequenceUsedUp(t *testing.T) {
-	w := newWorld(t)
-	one := w.releases(release(t, "1"))[0]
-	must(t, settled(w.upgrade(w.tag)))
-	records := w.records()
-	last := filepath.Join(w.root.Path(), record.JournalDir, records[len(records)-1])
-	data, err := os.ReadFile(last)
-	must(t, err)
-	var seq uint64
-	if _, err := fmt.Sscanf(records[len(records)-1], "%d.json", &seq); err != nil {
-		t.Fatal(err)
-	}
-	r, err := record.ParseRecord(seq, data)
-	must(t, err)
-	r.State.NextEntry = record.MaxEntrySeq - 3
-	data, err = r.Encode()
-	must(t, err)
-	must(t, os.WriteFile(last, data, 0o644))
-	w.changed()
-	var refused *deploy.RefusedError
-	if _, err := w.upgrade(release(t, "2")); !errors.As(err, &refused) || refused.Code != deploy.CodeSequence || !strings.Contains(err.Error(), fmt.Sprint(uint64(record.MaxEntrySeq-3))) {
-		t.Errorf("got %v, want a refusal with the number", err)
-	}
-	if len(w.records()) != len(records) {
-		t.Error("the refusal comes after the beginning")
-	}
-	if got := w.boot(); got != one {
-		t.Errorf("booted %s", got)
-	}
-}
