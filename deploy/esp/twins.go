@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -60,10 +61,19 @@ func CheckTwins(root, rootDev string) error {
 	return e
 }
 
-// built tells whether a device is a part of another one, or not there at boot.
+// built tells whether a device is a part of another one, not there at boot, or too
+// small for a system. Drives whose medium takes long to be found are not opened.
 func (d finder) built(name string) bool {
-	if strings.HasPrefix(name, "loop") {
-		return true
+	for _, prefix := range []string{"loop", "ram", "zram", "sr", "fd"} {
+		if strings.HasPrefix(name, prefix) {
+			return true
+		}
+	}
+	const least = 32 << 11 // units of 512 bytes: 32 MiB
+	if text, err := os.ReadFile(d.path("sys/class/block", name, "size")); err == nil {
+		if n, err := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64); err == nil && n < least {
+			return true
+		}
 	}
 	holders, err := os.ReadDir(d.path("sys/class/block", name, "holders"))
 	return err == nil && len(holders) > 0

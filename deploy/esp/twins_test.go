@@ -21,6 +21,10 @@ func TestCheckTwins(t *testing.T) {
 	if err := os.MkdirAll(filepath.Join(root, "sys/devices/virtual/block/sdc/holders/md0"), 0o755); err != nil {
 		t.Fatal(err)
 	}
+	fakeDisk(t, root, "sde", 10, nil, table) // no room for a system
+	if err := os.WriteFile(filepath.Join(root, "sys/devices/virtual/block/sde/size"), []byte("8\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for _, dev := range []string{"254:3", "254:0", "1:1", ""} {
 		if err := esp.CheckTwins(root, dev); err != nil {
 			t.Errorf("root on %q: %v", dev, err)

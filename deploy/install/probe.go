@@ -202,7 +202,11 @@ func (p Prober) partitions(ctx context.Context, sys string, d *Disk, names map[i
 			return err
 		}
 		if part.Signatures, err = p.signatures(ctx, device); err != nil {
-			return err
+			if ctx.Err() != nil {
+				return err
+			}
+			// An extended partition, a bad sector: it is listed, and need not be understood.
+			part.Signatures = []Signature{{Type: "something that cannot be read"}}
 		}
 		d.Partitions = append(d.Partitions, part)
 	}

@@ -193,6 +193,10 @@ func TestProbeDevice(t *testing.T) {
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("mismatch (-want +got):\n%s", d)
 	}
+	delete(p.Tools.(wipefs), "disk2")
+	if got, err := p.Probe(t.Context(), f); err != nil || got.Partitions[1].Signatures[0].Type != "something that cannot be read" {
+		t.Errorf("a partition that wipefs fails at: %+v, %v", got.Partitions, err)
+	}
 	write("sys/devices/disk/partition", "1")
 	var te *install.TargetError
 	if _, err := p.Probe(t.Context(), f); !errors.As(err, &te) || !strings.Contains(err.Error(), "it is a partition of devices, want a whole disk") {
