@@ -243,7 +243,7 @@ func GC(ctx context.Context, o GCOptions) (_ *Removal, err error) {
 		return nil, err
 	}
 	// What is in use is looked at before a deployment goes because of a rule.
-	if _, err := m.collectOptions(ctx); err != nil {
+	if err := m.checkRoots(ctx, o.DropDangling); err != nil {
 		return nil, err
 	}
 	for _, id := range ids {
@@ -259,6 +259,17 @@ func GC(ctx context.Context, o GCOptions) (_ *Removal, err error) {
 	}
 	m.journal.prune()
 	return out, m.finish(out, before.Free)
+}
+
+// checkRoots finds out whether everything that is in use can be followed.
+func (m *machine) checkRoots(ctx context.Context, dropDangling bool) error {
+	opts, err := m.collectOptions(ctx)
+	if err != nil {
+		return err
+	}
+	opts.DryRun, opts.DropDangling = true, dropDangling
+	_, err = m.repo.Collect(ctx, opts)
+	return err
 }
 
 // foreseeGC says what GC would do.

@@ -350,6 +350,30 @@ func TestGCKeepsWhatRuns(t *testing.T) {
 	}
 }
 
+// TestGCRefusesDamage: as long as something in use cannot be followed, no
+// deployment goes by rule; refs to nothing may be dropped.
+func TestGCRefusesDamage(t *testing.T) {
+	w := newWorld(t)
+	w.configure("keep = 9\n")
+	w.releases(releasesOf(t, 4)...)
+	must(t, settled(w.upgrade(release(t, "4"))))
+	must(t, os.Symlink("../../gone", filepath.Join(w.root.Path(), "composefs/streams/refs/oci/gone")))
+	w.changed()
+	before := w.fingerprint()
+	var roots *repo.RootsError
+	if _, err := w.gc(0); !errors.As(err, &roots) {
+		t.Errorf("got %v, want a RootsError", err)
+	}
+	if d := cmp.Diff(before, w.fingerprint()); d != "" {
+		t.Errorf("something changed (-before +after):\n%s", d)
+	}
+	got, err := deploy.GC(t.Context(), deploy.GCOptions{Options: w.options(), DropDangling: true})
+	if err != nil || len(got.Removed) != 2 || len(got.Repository.Dangling) != 1 {
+		t.Errorf("got %+v, %v", got, err)
+	}
+	checkRepository(t, w)
+}
+
 // TestGCWithoutRefs: what the journal knows stays without a ref too, and so does
 // what runs.
 func TestGCWithoutRefs(t *testing.T) {

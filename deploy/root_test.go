@@ -146,6 +146,67 @@ func TestRootSmallESP(t *testing.T) {
 	}
 }
 
+// TestRootFiveUpgrades: a boot partition for two kernels, and a disk from which
+// everything goes that nothing needs, with real clusters and real fs-verity.
+func TestRootFiveUpgrades(t *testing.T) {
+	w := realWorld(t, 18<<20)
+	ids := w.releases(bigRelease(t, "1", 6))
+	for n := 2; n <= 6; n++ {
+		must(t, settled(w.upgrade(bigRelease(t, fmt.Sprint(n), 6))))
+		must(t, settled(w.finalize()))
+		ids = append(ids, w.boot())
+		w.bless()
+		checkQuiet(t, w)
+	}
+	if got := w.state().Deployments(); !slices.Equal(got, []string{ids[5], ids[4]}) {
+		t.Errorf("deployments %v, want the last two of %v", got, ids)
+	}
+	size := used(filepath.Join(w.root.Path(), "composefs"))
+	if size > 2*8<<20 {
+		t.Errorf("the repository holds %d bytes after six releases of 6 MiB", size)
+	}
+	free := freeBytes(t, w.fat.Path())
+	dry, err := deploy.GC(t.Context(), deploy.GCOptions{Options: w.options(), DryRun: true})
+	if err != nil || len(dry.Removed) != 0 || dry.Repository.Objects != 0 {
+		t.Errorf("got %+v, %v", dry, err)
+	}
+	got, err := w.delete(ids[4])
+	must(t, err)
+	if gained := freeBytes(t, w.fat.Path()) - free; gained < 6<<20 || got.BootFreedBytes != gained {
+		t.Errorf("the boot partition gained %d bytes, delete says %d", gained, got.BootFreedBytes)
+	}
+	if got.Repository.Bytes < 6<<20 {
+		t.Errorf("got %+v", got.Repository)
+	}
+	checkRepository(t, w)
+	if got := w.boot(); got != ids[5] {
+		t.Errorf("booted %s", short(got))
+	}
+}
+
+func freeBytes(t *testing.T, path string) int64 {
+	t.Helper()
+	var st unix.Statfs_t
+	must(t, unix.Statfs(path, &st))
+	return int64(st.Bavail) * st.Bsize
+}
+
+// TestRootReadOnlyESP: a read-only boot partition is one clear refusal.
+func TestRootReadOnlyESP(t *testing.T) {
+	w := realWorld(t, 24<<20)
+	w.releases(release(t, "1"), release(t, "2"))
+	dir, err := os.Open(w.fat.Path())
+	must(t, err)
+	defer dir.Close()
+	must(t, unix.MountSetattr(int(dir.Fd()), "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}))
+	for name, err := range map[string]error{"gc": removed(w.gc(0)), "delete": removed(w.delete("abcd")), "upgrade": settled(w.upgrade(release(t, "3")))} {
+		var refused *deploy.RefusedError
+		if !errors.As(err, &refused) || refused.Code != deploy.CodeReadOnly || strings.Contains(err.Error(), "\n") {
+			t.Errorf("%s: got %v", name, err)
+		}
+	}
+}
+
 // TestRootFullESP: somebody filled the boot partition. The upgrade is refused,
 // what is staged can still be dropped.
 func TestRootFullESP(t *testing.T) {
@@ -256,6 +317,8 @@ func TestRootReadOnly(t *testing.T) {
 	for name, run := range map[string]func() (*deploy.Change, error){
 		"upgrade": func() (*deploy.Change, error) { return w.upgrade(release(t, "2")) }, "finalize": w.finalize,
 		"rollback": func() (*deploy.Change, error) { return w.rollback("") },
+		"gc":       func() (*deploy.Change, error) { _, err := w.gc(0); return nil, err },
+		"delete":   func() (*deploy.Change, error) { _, err := w.delete("abcd"); return nil, err },
 	} {
 		if _, err := run(); !errors.As(err, &refused) || refused.Code != deploy.CodeReadOnly || !errors.Is(err, unix.EROFS) {
 			t.Errorf("%s: got %v, want refusal %s", name, err, deploy.CodeReadOnly)
