@@ -239,7 +239,7 @@ func (m *marker) walk(d fsverity.Digest) (damage, err error) {
 	}
 	if err == nil {
 		defer f.Close()
-		err = m.content(f)
+		err = m.content(f, damage == nil)
 	}
 	if err != nil && damage != nil {
 		m.unknown = true
@@ -261,8 +261,11 @@ func (r *Repository) openUnverified(d fsverity.Digest) (*os.File, error) {
 	return openRegular(shard, rest)
 }
 
-// content marks what an object names.
-func (m *marker) content(f *os.File) error {
+var errNotReadable = errors.New("neither a stream nor an image")
+
+// content marks what an object names. What is right may be a file, that names
+// nothing.
+func (m *marker) content(f *os.File, right bool) error {
 	st, err := f.Stat()
 	if err != nil {
 		return err
@@ -281,6 +284,9 @@ func (m *marker) content(f *os.File) error {
 			m.use(o)
 		}
 		return err
+	}
+	if !right {
+		return errNotReadable
 	}
 	return nil
 }

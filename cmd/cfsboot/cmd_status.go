@@ -43,6 +43,9 @@ under problems, and a machine that cfsboot does not manage is said to be one. Wi
 shows the kernel arguments of each deployment and where each comes from.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if e.opts.json && format != "" && format != "json" {
+				return usageErrorf(cmd, "--json and --format %s exclude each other", format)
+			}
 			r := statusResult{deploy.ReadStatus(cmd.Context(), e.machine()), e.opts.verbose}
 			switch {
 			case format == "yaml":

@@ -22,6 +22,7 @@ import (
 	"github.com/cfsboot/cfsboot/keyring"
 	"github.com/cfsboot/cfsboot/repo"
 	"github.com/cfsboot/cfsboot/repo/oci"
+	"github.com/cfsboot/cfsboot/repo/pull"
 	"github.com/cfsboot/cfsboot/repo/remote"
 	"github.com/cfsboot/cfsboot/repo/splitstream"
 )
@@ -41,7 +42,7 @@ func usageErrorf(c *cobra.Command, format string, args ...any) error {
 	return usageError{c.CommandPath(), fmt.Errorf(format, args...)}
 }
 
-// interrupted is whatever a command returned after SIGINT or SIGTERM.
+// interrupted is whatever a command returned after SIGINT, SIGTERM or SIGHUP.
 type interrupted struct{ err error }
 
 func (e interrupted) Error() string { return "interrupted: " + e.err.Error() }
@@ -65,7 +66,7 @@ var classes = []class{
 	{"interrupted", 130, func(err error) bool { return is[interrupted](err) || errors.Is(err, context.Canceled) }, "run the command again: it goes on from what is complete"},
 	{"usage", 2, func(err error) bool { return is[usageError](err) || is[*remote.ReferenceError](err) }, ""},
 	{"locked", 7, is[*repo.LockedError], "wait for the other process to end, or stop it"},
-	{"no-space", 4, is[*durable.SpaceError], "free space there, or use a larger file system"},
+	{"no-space", 4, is[*durable.SpaceError], "free space there, or use a larger file system; `cfsboot repo gc` removes what the repository holds for nothing"},
 	{"conflict", 6, is[*deploy.ConflictError], "change the files named above back, or move them away, and run the command again"},
 	{"conflict", 6, is[*repo.ConflictError], "use the configuration that is there, or another directory"},
 	{"refused", 3, func(err error) bool {
@@ -73,9 +74,12 @@ var classes = []class{
 	}, "`cfsboot switch docker://HOST/NAME:TAG` names what to follow"},
 	{"refused", 3, func(err error) bool {
 		return is[*deploy.RefusedError](err) || is[*keyring.PolicyError](err) || is[*tree.RequiredError](err) || is[*bootimage.ResourceError](err) ||
-			is[*bootimage.SELinuxError](err) || is[*oci.PlatformError](err) || is[*oci.MediaTypeError](err) || is[*repo.InsecureError](err)
+			is[*bootimage.SELinuxError](err) || is[*oci.PlatformError](err) || is[*oci.MediaTypeError](err) || is[*repo.InsecureError](err) || is[*fsverity.BlockSizeError](err)
 	}, ""},
 	{"not-found", 1, dangling, "a pull brings back what a tag should lead to; --drop-dangling removes refs that lead to nothing"},
+	{"integrity", 8, func(err error) bool {
+		return (is[*fsverity.MismatchError](err) || is[*splitstream.FormatError](err)) && !is[*oci.DigestError](err) && !is[*oci.FormatError](err)
+	}, "something on this machine's disk is damaged, and nothing of it was used: `cfsboot oci pull` of the image, or an upgrade, makes images, layers and records anew"},
 	{"integrity", 8, func(err error) bool {
 		return is[*fsverity.MismatchError](err) || is[*erofs.FormatError](err) || is[*splitstream.FormatError](err) || is[*oci.DigestError](err) || is[*esp.VerifyError](err) ||
 			is[*oci.FormatError](err) || is[*tree.EntryError](err) || is[*bootimage.FileError](err)
@@ -136,6 +140,14 @@ type errorReport struct {
 // fail prints an error once, in the form that was asked for, and returns its exit status.
 func (e *env) fail(err error) int {
 	c := classify(err)
+	var left *pull.LeftError
+	if errors.As(err, &left) {
+		more := fmt.Sprintf("what the pull has stored stays (%s): `cfsboot repo gc` removes it", oneLine(left.Left))
+		if c.advice != "" {
+			more = c.advice + "; " + more
+		}
+		c.advice = more
+	}
 	if e.jsonLines() {
 		var r errorReport
 		r.Error.Class, r.Error.Message, r.Error.Advice = c.name, oneLine(err), c.advice
@@ -149,7 +161,7 @@ func (e *env) fail(err error) int {
 	}
 	fmt.Fprintln(e.stderr, text)
 	if c.advice != "" {
-		fmt.Fprintf(e.stderr, "cfsboot: %s\n", c.advice)
+		fmt.Fprintf(e.stderr, "cfsboot: %s\n", progress.Printable(c.advice))
 	}
 	return c.exit
 }

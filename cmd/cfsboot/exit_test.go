@@ -5,6 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/cfsboot/cfsboot/bootimage"
@@ -16,6 +22,7 @@ import (
 	"github.com/cfsboot/cfsboot/keyring"
 	"github.com/cfsboot/cfsboot/repo"
 	"github.com/cfsboot/cfsboot/repo/oci"
+	"github.com/cfsboot/cfsboot/repo/pull"
 	"github.com/cfsboot/cfsboot/repo/remote"
 	"github.com/cfsboot/cfsboot/repo/splitstream"
 )
@@ -28,6 +35,8 @@ func TestClassify(t *testing.T) {
 	}{
 		{errors.New("anything"), "failed", 1},
 		{usageError{"cfsboot", errors.New("x")}, "usage", 2},
+		{&fsverity.BlockSizeError{}, "refused", 3},
+		{&pull.LeftError{Err: &durable.SpaceError{}, Left: &repo.LockedError{}}, "no-space", 4},
 		{&remote.ReferenceError{Err: errors.New("x")}, "usage", 2},
 		{&deploy.RefusedError{}, "refused", 3},
 		{&keyring.PolicyError{}, "refused", 3},
@@ -57,5 +66,67 @@ func TestClassify(t *testing.T) {
 		if got := classify(fmt.Errorf("wrapped: %w", c.err)); got.name != c.name || got.exit != c.exit {
 			t.Errorf("%T: got %s, status %d, want %s, status %d", c.err, got.name, got.exit, c.name, c.exit)
 		}
+	}
+}
+
+// TestAdvice: who can do something about a failure, and what.
+func TestAdvice(t *testing.T) {
+	said := func(err error) string {
+		f, cerr := os.Create(filepath.Join(t.TempDir(), "stderr"))
+		if cerr != nil {
+			t.Fatal(cerr)
+		}
+		defer f.Close()
+		newEnv(nil, f, f).fail(err)
+		b, cerr := os.ReadFile(f.Name())
+		if cerr != nil {
+			t.Fatal(cerr)
+		}
+		return string(b)
+	}
+	for want, err := range map[string]error{
+		"cfsboot: something on this machine's disk is damaged":                              &fsverity.MismatchError{},
+		"tell who publishes the image":                                                      &oci.DigestError{},
+		"; `cfsboot repo gc` removes what":                                                  &durable.SpaceError{},
+		"what the pull has stored stays (\"/r\" is locked by process 7): `cfsboot repo gc`": &pull.LeftError{Err: &remote.Error{}, Left: &repo.LockedError{Path: "/r", PID: 7}},
+	} {
+		if got := said(err); !strings.Contains(got, want) {
+			t.Errorf("%T: got %q, want %q", err, got, want)
+		}
+	}
+}
+
+// TestHangup: a terminal that goes away interrupts a command like Ctrl-C.
+func TestHangup(t *testing.T) {
+	if signal.Ignored(syscall.SIGHUP) {
+		t.Skip("the tests run under nohup")
+	}
+	t.Cleanup(func() { signal.Reset(syscall.SIGHUP) })
+	t.Chdir(t.TempDir())
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	if status := run([]string{"repo", "init", "--repo", "r", "--insecure"}, null, null, null); status != 0 {
+		t.Fatalf("status %d", status)
+	}
+	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	go func() {
+		c, err := silent.Accept() // so the command runs, and has its handler
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		_ = syscall.Kill(os.Getpid(), syscall.SIGHUP)
+		_, _ = c.Read(make([]byte, 1))
+		_, _ = c.Read(make([]byte, 1<<20))
+	}()
+	if status := run([]string{"oci", "pull", silent.Addr().String() + "/os:1", "os", "--repo", "r"}, null, null, null); status != 130 {
+		t.Errorf("status %d, want 130", status)
 	}
 }

@@ -19,12 +19,20 @@ func main() {
 	os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 }
 
-// run executes one command line and returns the exit status. SIGINT and SIGTERM cancel the context: what is running stops at the
-// next safe point, and the next run repairs or resumes it. A second signal ends the process at once.
+// run executes one command line and returns the exit status. SIGINT, SIGTERM and SIGHUP (a terminal that went away) cancel the
+// context: what is running stops at the next safe point, and the next run repairs or resumes it. A second signal ends the process at once.
 func run(args []string, stdin, stdout, stderr *os.File) int {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	signals := []os.Signal{syscall.SIGINT, syscall.SIGTERM}
+	if !signal.Ignored(syscall.SIGHUP) { // by nohup
+		signals = append(signals, syscall.SIGHUP)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), signals...)
 	defer stop()
-	context.AfterFunc(ctx, stop)
+	ended := context.AfterFunc(ctx, func() {
+		stop()
+		signal.Ignore(syscall.SIGHUP) // a terminal that goes away sends it more than once
+	})
+	defer ended()
 	// Everything is made with the mode it is to have: a stricter mask would hide the records from status without root.
 	syscall.Umask(0o022)
 	if os.Getenv("GOGC") == "" {

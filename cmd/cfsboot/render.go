@@ -35,6 +35,9 @@ func (e *env) render(r result) error {
 	}
 	if w, ok := r.(warner); ok {
 		for _, text := range w.warnings() {
+			if e.jsonLines() {
+				continue // the result has them
+			}
 			fmt.Fprintf(e.stderr, "cfsboot: warning: %s\n", progress.Printable(text))
 		}
 	}

@@ -11,6 +11,11 @@
 // of the output are ignored, because a closed terminal must not stop an update.
 package progress
 
+import (
+	"context"
+	"errors"
+)
+
 // Unit says what the numbers of a component count.
 type Unit string
 
@@ -93,9 +98,10 @@ func (c *Counter) Add(n int64) {
 // Done returns the count.
 func (c *Counter) Done() int64 { return c.done }
 
-// End reports the last value and the end of the component.
+// End reports the last value and the end of the component. What was only stopped,
+// because of something else, reports no value.
 func (c *Counter) End(err error) {
-	if c.done != c.reported {
+	if c.done != c.reported && !errors.Is(err, context.Canceled) {
 		c.reported = c.done
 		Report(c.reporter, Advance{Component: c.component, Done: c.done})
 	}

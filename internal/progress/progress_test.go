@@ -75,6 +75,20 @@ func TestCounterLimitsEvents(t *testing.T) {
 	}
 }
 
+// TestCounterStopped: after something else has failed nothing is told about what is
+// stopped.
+func TestCounterStopped(t *testing.T) {
+	t.Parallel()
+	var got recorder
+	c := progress.NewCounter(&got, progress.Start{Component: "layer"}, 10)
+	c.Add(5)
+	c.End(context.Canceled)
+	want := recorder{progress.Start{Component: "layer"}, progress.End{Component: "layer", Err: context.Canceled}}
+	if fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+}
+
 func TestPlain(t *testing.T) {
 	t.Parallel()
 	var out strings.Builder

@@ -36,6 +36,13 @@ func ConfigStream(d digest.Digest) string { return configPrefix + d.String() }
 // LayerStream returns the name of the stream of a layer.
 func LayerStream(diffID digest.Digest) string { return layerPrefix + diffID.String() }
 
+// LayerOf returns the diff_id of the layer that a stream of this name is; ok is
+// false for other streams.
+func LayerOf(stream string) (diffID digest.Digest, ok bool) {
+	text, ok := strings.CutPrefix(stream, layerPrefix)
+	return digest.Digest(text), ok && digest.Digest(text).Validate() == nil
+}
+
 // ImageKey returns the key on the config stream under which the plain image of a
 // format is listed.
 func ImageKey(v erofs.Version) string { return imageKey + versionSuffix(v) }

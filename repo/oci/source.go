@@ -38,6 +38,20 @@ type Source interface {
 	Close() error
 }
 
+type componentKey struct{}
+
+// WithComponent notes for which component of the progress something is read, so
+// that what a source says about it can name it.
+func WithComponent(ctx context.Context, name string) context.Context {
+	return context.WithValue(ctx, componentKey{}, name)
+}
+
+// ComponentOf returns what WithComponent noted, or "".
+func ComponentOf(ctx context.Context) string {
+	name, _ := ctx.Value(componentKey{}).(string)
+	return name
+}
+
 // IsEOF reports whether err is io.EOF itself, the end of what a reader has. An
 // error that only wraps it, as that of a broken connection may, is no end.
 func IsEOF(err error) bool {

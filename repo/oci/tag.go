@@ -8,6 +8,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"unicode"
 
 	"github.com/opencontainers/go-digest"
 
@@ -28,8 +29,8 @@ func DecodeTag(name string) string {
 	return strings.NewReplacer("%2F", "/", "%25", "%").Replace(name)
 }
 
-// CheckTag refuses names that cannot be tags: empty, "." and "..", with a NUL,
-// starting with "@" (a digest on the command line), or too long for a file name.
+// CheckTag refuses names that cannot be tags: empty, "." and "..", with a control
+// character, starting with "@" (a digest on the command line), or too long for a file name.
 func CheckTag(tag string) error {
 	switch encoded := EncodeTag(tag); {
 	case tag == "" || tag == "." || tag == "..":
@@ -38,6 +39,8 @@ func CheckTag(tag string) error {
 		return fmt.Errorf("tag %q: must not start with \"@\", which begins a digest", tag)
 	case strings.IndexByte(tag, 0) >= 0:
 		return fmt.Errorf("tag %q: contains a NUL byte", tag)
+	case strings.ContainsFunc(tag, unicode.IsControl):
+		return fmt.Errorf("tag %q: contains a line break or another control character", tag)
 	case len(encoded) > 255:
 		return fmt.Errorf("tag %q: %d bytes, want at most 255", tag, len(encoded))
 	}

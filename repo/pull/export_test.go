@@ -16,3 +16,11 @@ func SetPublishInterval(d time.Duration) (restore func()) {
 	publishInterval = d
 	return func() { publishInterval = old }
 }
+
+// SetReclaimWait changes how long a pull waits for others to close the repository,
+// likewise.
+func SetReclaimWait(d time.Duration) (restore func()) {
+	old := reclaimWait
+	reclaimWait = d
+	return func() { reclaimWait = old }
+}

@@ -8,6 +8,7 @@ import (
 	"math"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -55,7 +56,7 @@ func (p *puller) layers(ctx context.Context) ([]*oci.Layer, error) {
 			jobs = append(jobs, byID[d])
 		}
 	}
-	if err := p.space(jobs); err != nil {
+	if err := p.space(ctx, jobs); err != nil {
 		return nil, err
 	}
 	if err := p.run(ctx, jobs); err != nil {
@@ -89,9 +90,20 @@ func (p *puller) fits(l *oci.Layer) error {
 	return nil
 }
 
-// space refuses to begin what cannot be finished: uncompressed layers are not
-// smaller than their blobs.
-func (p *puller) space(jobs []*job) error {
+// space refuses to begin what cannot be finished, after making room if it can.
+func (p *puller) space(ctx context.Context, jobs []*job) error {
+	err := p.need(jobs)
+	var space *durable.SpaceError
+	if errors.As(err, &space) && p.makeRoom(ctx) {
+		err = p.need(jobs)
+	}
+	p.started = err == nil
+	return err
+}
+
+// need asks whether there is room: uncompressed layers are not smaller than their
+// blobs.
+func (p *puller) need(jobs []*job) error {
 	need := int64(reserve)
 	for _, j := range jobs {
 		if _, err := p.r.LookupStream(oci.LayerStream(j.diffID)); err != nil {
@@ -168,18 +180,27 @@ func (p *puller) layer(ctx context.Context, j *job) (fetched bool, err error) {
 		return false, err
 	}
 	if ok {
-		j.layer, err = oci.LoadLayer(ctx, p.r, j.diffID, stream)
-		return false, err
+		if j.layer, err = oci.LoadLayer(ctx, p.r, j.diffID, stream); err == nil {
+			return false, nil
+		}
+		if err := p.unusable(ctx, "layer", j.diffID.String(), err); err != nil {
+			return false, err
+		}
 	}
 	name := fmt.Sprintf("layer %d of %d %.12s", j.index+1, len(p.img.Manifest.Layers), j.diffID.Encoded())
 	counter := progress.NewCounter(p.opts.Progress, progress.Start{Component: name, Unit: progress.Bytes, Total: j.desc.Size}, progressStep)
-	defer func() { counter.End(ended(ctx, err)) }()
-	blob, err := p.src.Blob(ctx, j.desc)
+	defer func() {
+		if err != nil {
+			p.failing.Store(true)
+		}
+		counter.End(ended(ctx, err))
+	}()
+	blob, err := p.src.Blob(oci.WithComponent(ctx, name), j.desc)
 	if err != nil {
 		return false, err
 	}
 	defer blob.Close()
-	r := &countingReader{r: blob, counter: counter}
+	r := &countingReader{r: blob, counter: counter, quiet: &p.failing}
 	j.layer, err = oci.ImportLayer(ctx, p.r, r, j.diffID)
 	p.bytes.Add(counter.Done())
 	return true, err
@@ -197,11 +218,14 @@ func ended(ctx context.Context, err error) error {
 type countingReader struct {
 	r       io.Reader
 	counter *progress.Counter
+	quiet   *atomic.Bool // another layer has failed: nothing more is told
 }
 
 func (c *countingReader) Read(b []byte) (int, error) {
 	n, err := c.r.Read(b)
-	c.counter.Add(int64(n))
+	if !c.quiet.Load() {
+		c.counter.Add(int64(n))
+	}
 	return n, err
 }
 

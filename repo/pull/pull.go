@@ -14,6 +14,13 @@
 // where the file system is full, because they would keep it full. Layers that
 // another tool imported are compared with their diff_id before they are used.
 //
+// Where space is short, everything in the repository goes that has no name, and
+// layers that no image needs: what pulls have left that were killed, or could not
+// have the exclusive lock. A pull that this makes room for goes on.
+//
+// What a pull finds, images and the streams of layers, it verifies, and makes or
+// fetches it again if it is damaged.
+//
 // Several pulls may run at the same time, on one repository too.
 package pull
 
@@ -22,16 +29,14 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"runtime"
-	"slices"
 	"sync/atomic"
 
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/cfsboot/cfsboot/erofs"
-	"github.com/cfsboot/cfsboot/internal/durable"
+	"github.com/cfsboot/cfsboot/fsverity"
 	"github.com/cfsboot/cfsboot/internal/progress"
 	"github.com/cfsboot/cfsboot/keyring"
 	"github.com/cfsboot/cfsboot/repo"
@@ -86,44 +91,24 @@ func (s Stats) String() string {
 // *oci.FormatError, *oci.MediaTypeError, *oci.PlatformError for what the source
 // delivers; *tree.RequiredError and those of bootimage.Transform for an image
 // that cannot be made (nothing is tagged then); *keyring.PolicyError;
-// *durable.SpaceError, where possible before anything is fetched.
+// *durable.SpaceError, where possible before anything is fetched. Around any of
+// them there may be a *LeftError.
 //
 // Objects must not be stored through r from elsewhere meanwhile, but by other
 // pulls.
 func Pull(ctx context.Context, r *repo.Repository, src oci.Source, opts Options) (*Result, error) {
-	p, err := newPuller(r, src, opts)
-	if err != nil {
-		return nil, err
-	}
-	run := r.Begin()
-	res, err := p.pull(ctx)
-	p.end(context.WithoutCancel(ctx), run, err)
-	return res, err
-}
-
-// end takes back what a pull that failed has stored.
-func (p *puller) end(ctx context.Context, run *repo.Run, failed error) {
-	var removed repo.Removed
-	var err error
-	var space *durable.SpaceError
-	switch {
-	case failed == nil:
-		removed, err = run.Keep(ctx)
-	case errors.As(failed, &space):
-		removed, err = run.Undo(ctx, slices.Sorted(maps.Keys(p.named))...)
-	default:
-		removed, err = run.Undo(ctx)
-	}
-	for _, name := range removed.Streams {
-		err = errors.Join(err, oci.ForgetLayer(p.r, p.named[name]))
-	}
-	if removed.Objects > 0 {
-		progress.Report(p.opts.Progress, progress.Message{Text: fmt.Sprintf(
-			"what the failed pull has stored is removed again: %d objects, %s", removed.Objects, progress.FormatSize(removed.Bytes, 1))})
-	}
-	if err != nil {
-		// Nothing is wrong with what stays, and there is an error to tell already.
-		p.opts.Logger.Warn("what a failed pull has stored stays until garbage collection", "error", err)
+	for again := false; ; again = true {
+		p, err := newPuller(r, src, opts)
+		if err != nil {
+			return nil, err
+		}
+		p.work = r.Begin()
+		res, err := p.pull(ctx)
+		room, err := p.end(context.WithoutCancel(ctx), err)
+		if again || !room || ctx.Err() != nil {
+			return res, err
+		}
+		p.say("there is more room now: the pull begins again")
 	}
 }
 
@@ -166,6 +151,7 @@ func (p *puller) pull(ctx context.Context) (*Result, error) {
 type puller struct {
 	r       *repo.Repository
 	src     oci.Source
+	work    *repo.Run
 	opts    Options
 	format  erofs.Version
 	img     *oci.Image // filled in step by step
@@ -179,7 +165,10 @@ type puller struct {
 	memory    atomic.Int64 // bytes that the entries of all layers take
 	// named are the streams of layers that had none before this pull, with their
 	// diff_ids. It belongs to the publisher while there is one.
-	named map[string]digest.Digest
+	named   map[string]digest.Digest
+	failing atomic.Bool // a layer has failed
+	started bool        // space was enough to begin with
+	left    error       // why room could not be made before
 }
 
 // newPuller checks everything that needs no source.
@@ -283,7 +272,7 @@ func (p *puller) reuse(ctx context.Context) (keyring.Verified, error) {
 	if p.opts.Bootable {
 		images.Boot = boot
 	}
-	if ok, err := p.complete(images); !ok || err != nil {
+	if ok, err := p.complete(ctx, images); !ok || err != nil {
 		return keyring.Verified{}, err
 	}
 	verified, err := p.opts.Policy.VerifyImages(images)
@@ -295,28 +284,44 @@ func (p *puller) reuse(ctx context.Context) (keyring.Verified, error) {
 	return verified, ctx.Err()
 }
 
-// complete looks whether images and layers are where their names say.
-func (p *puller) complete(images keyring.Images) (bool, error) {
+// complete looks whether images and layers are where their names say, and are what
+// their digests say.
+func (p *puller) complete(ctx context.Context, images keyring.Images) (bool, error) {
 	for _, l := range p.img.Layers {
-		ok, err := p.r.HasObject(l.Stream)
-		if !ok || err != nil {
+		if ok, err := oci.IsVerified(p.r, l.DiffID, l.Stream); !ok || err != nil {
 			return false, err
 		}
-		if ok, err = oci.IsVerified(p.r, l.DiffID, l.Stream); !ok || err != nil {
-			return false, err
-		}
-	}
-	for _, name := range []string{images.Plain.Hex(), images.Boot.Hex()} {
-		if name == "" {
-			continue
-		}
-		_, err := p.r.ResolveImage(name)
-		if errors.Is(err, repo.ErrNotFound) {
-			return false, nil
+		s, err := p.r.OpenAnyStreamByID(ctx, l.Stream)
+		if err == nil {
+			err = s.Close()
 		}
 		if err != nil {
-			return false, err
+			return false, p.unusable(ctx, "layer", l.DiffID.String(), err)
+		}
+	}
+	for _, d := range []fsverity.Digest{images.Plain, images.Boot} {
+		if d.IsZero() {
+			continue
+		}
+		f, err := p.r.OpenImage(ctx, d)
+		if err == nil {
+			err = f.Close()
+		}
+		if err != nil {
+			return false, p.unusable(ctx, "image", d.String(), err)
 		}
 	}
 	return true, nil
+}
+
+// unusable tells that something which is stored is damaged, if it is. The error is
+// that of the context.
+func (p *puller) unusable(ctx context.Context, what, name string, err error) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if !errors.Is(err, repo.ErrNotFound) {
+		p.opts.Logger.Warn("what is stored is damaged, and made anew", what, name, "error", err)
+	}
+	return nil
 }

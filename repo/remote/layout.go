@@ -65,7 +65,7 @@ func (l *layout) Resolve(ctx context.Context) (oci.Resolved, error) {
 		if len(candidates) == 0 {
 			return oci.Resolved{}, &LayoutError{
 				Ref: l.typed, Op: "read index.json", Tags: tags(index.Manifests),
-				Err: fmt.Errorf("no image is tagged %q: %w", l.ref.tag, fs.ErrNotExist),
+				Err: &noTagError{l.ref.tag},
 			}
 		}
 	}
@@ -93,6 +93,13 @@ func tags(list []v1.Descriptor) []string {
 	}
 	return out
 }
+
+// noTagError says that a layout has no such tag. It is fs.ErrNotExist too.
+type noTagError struct{ tag string }
+
+func (e *noTagError) Error() string { return fmt.Sprintf("no image is tagged %q", e.tag) }
+
+func (*noTagError) Unwrap() error { return fs.ErrNotExist }
 
 // maxTags is how many tags an error lists.
 const maxTags = 10

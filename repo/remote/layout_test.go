@@ -95,7 +95,7 @@ func TestLayout(t *testing.T) {
 	}{
 		{name: "single, no tag", index: []v1.Descriptor{a}, want: a.Digest},
 		{name: "tag given", suffix: ":v1", index: []v1.Descriptor{tagged(b, "v0", nil), tagged(a, "v1", nil)}, want: a.Digest},
-		{name: "tag missing", suffix: ":v2", index: []v1.Descriptor{tagged(a, "v1", nil), tagged(b, "v1", nil), a, tagged(b, "v3", nil)}, err: new(*remote.LayoutError), text: `tagged "v2": file does not exist; there are ["v1" "v3"]`},
+		{name: "tag missing", suffix: ":v2", index: []v1.Descriptor{tagged(a, "v1", nil), tagged(b, "v1", nil), a, tagged(b, "v3", nil)}, err: new(*remote.LayoutError), text: `no image is tagged "v2"; there are: "v1", "v3"`},
 		{name: "platform in the descriptor", index: []v1.Descriptor{tagged(b, "", &arm64), tagged(a, "", &amd64)}, want: a.Digest},
 		{name: "platform from the config", index: []v1.Descriptor{b, a}, want: a.Digest},
 		{name: "other platform only", index: []v1.Descriptor{b}, err: new(*oci.PlatformError), text: "linux/arm64"},
@@ -169,7 +169,7 @@ func TestLayoutDamage(t *testing.T) {
 			if !errors.As(err, want) {
 				t.Errorf("%s %s: got %v, want %T", what, damage, err, want)
 			}
-			if named := map[string]string{"manifest": "manifest of oci:" + l.dir, "config": "config"}[what]; errors.As(err, &digestError) && !strings.HasPrefix(err.Error(), named) {
+			if named := map[string]string{"manifest": "manifest of oci:" + l.dir, "config": "config of oci:" + l.dir}[what]; errors.As(err, &digestError) && !strings.HasPrefix(err.Error(), named) {
 				t.Errorf("%s %s: got %v, want %q first", what, damage, err, named)
 			}
 		}

@@ -58,7 +58,7 @@ func openRegistry(typed string, r reference, opts Options) (*registry, error) {
 	}
 	s := &registry{typed: typed, ref: ref, opts: opts, creds: creds}
 	if s.base, s.closeIdle, err = newTransport(&s.opts); err != nil {
-		return nil, &Error{Ref: typed, Op: "open", Err: err}
+		return nil, err // the network has no part in it
 	}
 	for _, remark := range creds.skipped {
 		opts.Logger.Warn(remark)
@@ -196,7 +196,7 @@ func (c *repeater) wait(ctx context.Context, s *registry, host string, cause err
 	}
 	delay := backoff(s.opts.RetryDelay, c.tries)
 	c.tries++
-	s.opts.announce(host, nil, fmt.Errorf("connection broke off: %w", cause), delay)
+	s.opts.announce(ctx, host, nil, fmt.Errorf("connection broke off: %w", cause), delay)
 	return sleep(ctx, delay)
 }
 

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -492,7 +493,7 @@ func TestProgressTellsAboutRepetition(t *testing.T) {
 	var got []string
 	o := options(t, r)
 	o.Progress = (*messages)(&got)
-	if _, err := pull(t.Context(), open(t, r.Host()+"/team/os:1", o)); err != nil {
+	if _, err := pull(oci.WithComponent(t.Context(), "layer 1 of 1"), open(t, r.Host()+"/team/os:1", o)); err != nil {
 		t.Fatal(err)
 	}
 	want := []string{
@@ -503,7 +504,7 @@ func TestProgressTellsAboutRepetition(t *testing.T) {
 		t.Fatalf("messages %q", got)
 	}
 	for i := range want {
-		if !strings.HasPrefix(got[i], r.Host()+": "+want[i]) {
+		if !strings.HasPrefix(got[i], "layer 1 of 1: "+r.Host()+": "+want[i]) {
 			t.Errorf("message %q, want %q", got[i], want[i])
 		}
 	}
@@ -670,8 +671,6 @@ func TestOpenErrors(t *testing.T) {
 		opts remote.Options
 		text string
 	}{
-		{"quay.io/x", remote.Options{CAFile: bad}, "no certificate"},
-		{"quay.io/x", remote.Options{CAFile: bad + ".missing"}, "no such file"},
 		{"quay.io/x", remote.Options{AuthFile: bad}, "not valid JSON"},
 		{"oci:/nonexistent/layout", remote.Options{}, "no such file"},
 		{"oci:" + bad, remote.Options{}, "not a directory"},
@@ -682,6 +681,65 @@ func TestOpenErrors(t *testing.T) {
 		if errors.As(err, &e) == errors.As(err, &l) || errors.As(err, &l) != strings.HasPrefix(tc.ref, "oci:") || !strings.Contains(err.Error(), tc.text) {
 			t.Errorf("%q: got %v, want %q", tc.ref, err, tc.text)
 		}
+	}
+}
+
+// TestUnusableCAFile: the network has no part in it, so it is no *Error.
+func TestUnusableCAFile(t *testing.T) {
+	t.Parallel()
+	bad := filepath.Join(t.TempDir(), "bad.pem")
+	if err := os.WriteFile(bad, []byte("hello"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for file, text := range map[string]string{bad: bad + " contains no certificate", bad + ".missing": "no such file"} {
+		_, err := remote.Open(t.Context(), "quay.io/x", remote.Options{CAFile: file})
+		var e *remote.Error
+		if errors.As(err, &e) || err == nil || !strings.Contains(err.Error(), text) {
+			t.Errorf("got %v, want %q", err, text)
+		}
+	}
+}
+
+// TestPlainHTTPAtOnce: a server without TLS that hangs up on a handshake is asked by
+// plain HTTP without a pause, if that is allowed.
+func TestPlainHTTPAtOnce(t *testing.T) {
+	t.Parallel()
+	r, _ := serve(t, false)
+	inner, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer inner.Close()
+	go func() { // passes HTTP on, and hangs up on anything else
+		for {
+			c, err := inner.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				first := make([]byte, 4096)
+				n, _ := c.Read(first)
+				if n == 0 || first[0] != 'G' {
+					return
+				}
+				up, err := net.Dial("tcp", r.Host())
+				if err != nil {
+					return
+				}
+				defer up.Close()
+				_, _ = up.Write(first[:n])
+				go func() { _, _ = io.Copy(up, c) }()
+				_, _ = io.Copy(c, up)
+			}()
+		}
+	}()
+	o := options(t, r)
+	o.InsecureHTTP, o.RetryDelay = true, time.Minute
+	var told messages
+	o.Progress = &told
+	if _, err := open(t, inner.Addr().String()+"/team/os:1", o).Resolve(t.Context()); err != nil || len(told) > 0 {
+		t.Errorf("got %v, told %q", err, told)
 	}
 }
 

@@ -19,6 +19,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strconv"
 	"strings"
 	"time"
 
@@ -151,7 +152,11 @@ type LayoutError struct {
 func (e *LayoutError) Error() string {
 	s := fmt.Sprintf("%s: %s: %v", e.Ref, e.Op, e.Err)
 	if len(e.Tags) > 0 {
-		s += fmt.Sprintf("; there are %q", e.Tags)
+		quoted := make([]string, len(e.Tags))
+		for i, tag := range e.Tags {
+			quoted[i] = strconv.Quote(tag)
+		}
+		s += "; there are: " + strings.Join(quoted, ", ")
 	}
 	return s
 }
@@ -174,8 +179,8 @@ func (e *ReferenceError) Unwrap() error { return e.Err }
 // Open prepares reading one image. ref is "docker://[HOST/]NAME[:TAG][@DIGEST]",
 // "registry:" and the same, the same without prefix, or "oci:DIR[:TAG]".
 // Nothing is contacted before Resolve. A reference that cannot be read is a
-// *ReferenceError, a directory that cannot be opened a *LayoutError, everything else
-// a *Error.
+// *ReferenceError, a directory that cannot be opened a *LayoutError, an unusable
+// CAFile an error that names it, everything else a *Error.
 func Open(_ context.Context, ref string, opts Options) (oci.Source, error) {
 	opts.setDefaults()
 	r, err := parseReference(ref)

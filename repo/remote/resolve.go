@@ -169,7 +169,7 @@ func (c *chooser) match(ctx context.Context, d v1.Descriptor) (found, bool, erro
 		return found{}, false, nil
 	}
 	where := "config " + m.Config.Digest.String()
-	cfg, err := readBlob(ctx, c.f, where, m.Config)
+	cfg, err := readBlob(ctx, c.f, "config of "+c.where, m.Config)
 	if err != nil {
 		return found{}, false, err
 	}

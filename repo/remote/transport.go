@@ -15,12 +15,14 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 	"unicode"
 
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 
 	"github.com/cfsboot/cfsboot/internal/progress"
+	"github.com/cfsboot/cfsboot/repo/oci"
 )
 
 const (
@@ -113,7 +115,7 @@ func (t *retryTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 		}
 		// A registry that does not answer is not given five times the time-out.
 		repeatable := req.Body == nil || req.Body == http.NoBody || req.GetBody != nil
-		if attempt >= t.opts.Retries || timeouts > 1 || !repeatable || !temporary(resp, err) || req.Context().Err() != nil {
+		if attempt >= t.opts.Retries || t.plainNext(req, err) || timeouts > 1 || !repeatable || !temporary(resp, err) || req.Context().Err() != nil {
 			return resp, err
 		}
 		delay := backoff(t.opts.RetryDelay, attempt)
@@ -126,11 +128,18 @@ func (t *retryTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 			_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, maxErrorBody)) // to use the connection again
 			_ = resp.Body.Close()
 		}
-		t.opts.announce(req.URL.Host, resp, err, delay)
+		t.opts.announce(req.Context(), req.URL.Host, resp, err, delay)
 		if err := sleep(req.Context(), delay); err != nil {
 			return nil, err
 		}
 	}
+}
+
+// plainNext tells whether go-containerregistry tries plain HTTP next: it asks for
+// /v2/ by HTTPS first, and a server that does not know TLS may just hang up.
+func (t *retryTransport) plainNext(req *http.Request, err error) bool {
+	hungUp := errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET)
+	return t.opts.InsecureHTTP && hungUp && req.URL.Scheme == "https" && req.URL.Path == "/v2/"
 }
 
 // waitError is an answer that asks to wait longer than is waited for.
@@ -149,7 +158,8 @@ func (e *waitError) Error() string { return e.answer.Error() }
 
 func (e *waitError) Unwrap() error { return e.answer }
 
-func (o *Options) announce(host string, resp *http.Response, err error, delay time.Duration) {
+// announce tells that a request is repeated, and for what, if the context says.
+func (o *Options) announce(ctx context.Context, host string, resp *http.Response, err error, delay time.Duration) {
 	reason := ""
 	if resp != nil {
 		reason = "answers " + statusText(resp.StatusCode)
@@ -157,6 +167,9 @@ func (o *Options) announce(host string, resp *http.Response, err error, delay ti
 		reason = hideSecrets(hideURL(err).Error())
 	}
 	o.Logger.Debug("repeat request", "host", host, "reason", reason, "delay", delay)
+	if name := oci.ComponentOf(ctx); name != "" {
+		host = name + ": " + host
+	}
 	progress.Report(o.Progress, progress.Message{Text: fmt.Sprintf("%s: %s; next attempt in %s", host, reason, delay.Round(100*time.Millisecond))})
 }
 
