@@ -21,15 +21,16 @@ type failing struct {
 	spoil   func(t *testing.T, sh *qemu.Shell, id string) // done to the machine once it is armed, or nil
 	console string                                        // what each try prints before it is over
 	reason  string                                        // what status says about it
+	tries   int                                           // that are left; 0: all. The others count as done
 }
 
 // hang is a release that a machine without patience gives up.
-var hang = failing{name: "the boot hangs", recipe: osimage.Hangs, console: `this boot of deployment [0-9a-f]{12} failed: .*lab-hang\.service`, reason: `lab-hang\.service`}
+var hang = failing{name: "the boot hangs", recipe: osimage.Hangs, console: `this boot of deployment [0-9a-f]{12} failed: .*lab-hang\.service`, reason: `lab-hang\.service`, tries: 1}
 
 // TestVMFallback is one machine that is offered one bad release after the other,
 // each of which fails in its own way. Each time it has to be back on release 1
 // without anybody's help, to know why, and not to fall for the same release again.
-// The last release is a good one, which stays.
+// The last release is a good one, which stays until its disk is damaged.
 func TestVMFallback(t *testing.T) {
 	t.Parallel()
 	l := openLab(t)
@@ -38,7 +39,7 @@ func TestVMFallback(t *testing.T) {
 	sh := boot(t, m)
 	for _, f := range []failing{
 		{name: "the kernel panics", recipe: osimage.Panics, console: `Kernel panic - not syncing: sysrq triggered crash`, reason: `Kernel panic - not syncing: sysrq triggered crash`},
-		{name: "the root image is missing", recipe: osimage.Rootless, spoil: removeImage, console: `this boot failed: CFS-B04`, reason: `3 tries`},
+		{name: "the root image is missing", recipe: osimage.Rootless, spoil: removeImage, console: `this boot failed: CFS-B04`, reason: `CFS-B04`},
 		{name: "a health check fails", recipe: osimage.Unhealthy, console: `this boot of deployment [0-9a-f]{12} failed: .*lab-health\.service`, reason: `lab-health\.service`},
 	} {
 		sh = fallsBack(t, l, m, sh, follow, first(l), f)
@@ -54,6 +55,15 @@ func TestVMFallback(t *testing.T) {
 		t.Fatal(err)
 	}
 	blessed(t, sh, good)
+
+	t.Log("a release that was good is damaged")
+	removeImage(t, sh, look(t, sh).ID)
+	if sh, err = m.FallBack(t.Context(), sh, 1, `this boot failed: CFS-B04`); err != nil {
+		t.Fatal(err)
+	}
+	if s := look(t, sh); s.Version != osimage.Version1 {
+		t.Errorf("after it %s runs, want %s", s.Version, osimage.Version1)
+	}
 }
 
 // first is release 1.
@@ -71,15 +81,23 @@ func fallsBack(t *testing.T, l *lab.Lab, m *lab.Machine, sh *qemu.Shell, follow 
 		t.Fatal(err)
 	}
 	must(t, sh, upgrade)
-	if f.spoil != nil {
+	left := tries
+	if f.spoil != nil || f.tries != 0 {
 		must(t, sh, "cfsboot finalize")
 		d := look(t, sh).Status.Of(r.Digest)
-		if d == nil {
-			t.Fatalf("%s: status does not know %s after finalize", f.name, r.Digest)
+		if d == nil || len(d.Entries) != 1 || d.Entries[0].TriesLeft != tries {
+			t.Fatalf("%s: after finalize status says %+v about %s", f.name, d, r.Digest)
 		}
-		f.spoil(t, sh, d.ID)
+		if f.spoil != nil {
+			f.spoil(t, sh, d.ID)
+		}
+		if f.tries != 0 {
+			left = f.tries
+			file := d.Entries[0].File
+			must(t, sh, fmt.Sprintf("cd $(bootctl --print-boot-path)/loader/entries && mv %s %s && sync", file, strings.Replace(file, "+3-0", fmt.Sprintf("+%d-%d", left, tries-left), 1)))
+		}
 	}
-	if sh, err = m.FallBack(t.Context(), sh, tries, f.console); err != nil {
+	if sh, err = m.FallBack(t.Context(), sh, left, f.console); err != nil {
 		t.Fatalf("%s: %v", f.name, err)
 	}
 	// The reasons of boots that left no record are searched for in the background.

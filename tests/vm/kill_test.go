@@ -1,6 +1,7 @@
 package vm_test
 
 import (
+	"math/rand/v2"
 	"testing"
 	"time"
 
@@ -13,7 +14,8 @@ const upgrade = "cfsboot upgrade --progress plain"
 
 // TestVMKilled is one machine with bad luck: QEMU is killed during the pull,
 // while the new deployment is staged, and while it is finalized. Each time the
-// machine boots and the command can be repeated; in the end it runs release 2.
+// machine boots and the command can be repeated, until it runs release 2. Then power
+// fails while it is told to go back, and while it is told to forget release 2.
 func TestVMKilled(t *testing.T) {
 	t.Parallel()
 	l := openLab(t)
@@ -76,6 +78,16 @@ func TestVMKilled(t *testing.T) {
 	}
 	if got := must(t, sh, "cat /etc/local.conf /etc/cfsboot-demo.conf"); got != "kept\nrelease 13.2\n" {
 		t.Errorf("/etc after all that: %q", got)
+	}
+
+	t.Log("killed at random moments of rollback and delete")
+	c := newCuts(t, l, l.Testing, rand.New(rand.NewPCG(cutSeed(t), 0)))
+	c.m, c.sh = m, sh
+	second := osimage.Release{Version: osimage.Version2, Repository: osimage.Repository, Digest: l.Images.Digest2}
+	c.rollback(second)
+	c.delete(second)
+	if got := must(t, c.sh, "cat /etc/local.conf"); got != "kept\n" {
+		t.Errorf("/etc/local.conf at the end: %q", got)
 	}
 }
 

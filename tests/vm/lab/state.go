@@ -30,11 +30,14 @@ type Status struct {
 	} `json:"status"`
 	Cfsboot struct {
 		Deployments []Deployment `json:"deployments"`
-		Problems    []struct {
-			Code    string `json:"code"`
-			Message string `json:"message"`
-		} `json:"problems"`
+		Problems    []Problem    `json:"problems"`
 	} `json:"cfsboot"`
+}
+
+// Problem is what the status complains about.
+type Problem struct {
+	Code    string `json:"code"`
+	Message string `json:"message"`
 }
 
 // Deployment is what cfsboot's own part of the status says about one.
