@@ -17,6 +17,7 @@ import (
 	"github.com/cfsboot/cfsboot/deploy"
 	"github.com/cfsboot/cfsboot/deploy/esp"
 	"github.com/cfsboot/cfsboot/deploy/record"
+	"github.com/cfsboot/cfsboot/internal/testutil/peloader"
 	"github.com/cfsboot/cfsboot/systemd"
 )
 
@@ -283,6 +284,29 @@ func TestRecordFailureEntry(t *testing.T) {
 	must(t, err)
 	if r.Entry != 1 || r.Action != deploy.AfterReboot {
 		t.Errorf("%+v", r)
+	}
+}
+
+// TestRecordFailureUncounted: a counter in a name means nothing where the loader does not count: a reboot would start the
+// same release for ever.
+func TestRecordFailureUncounted(t *testing.T) {
+	w, _, _ := failing(t)
+	token := w.state().Token
+	for name, vars := range map[string]fakeVars{
+		"the loader does not say that it counted": {"LoaderEntrySelected": "cfsboot_" + token + "-0000000002.conf"},
+		"the loader cannot count":                 {},
+	} {
+		if len(vars) == 0 {
+			for _, path := range []string{"EFI/BOOT/BOOTX64.EFI", "EFI/systemd/systemd-bootx64.efi"} {
+				must(t, os.WriteFile(filepath.Join(w.fat.Path(), path), peloader.SystemdBoot("239"), 0o600))
+			}
+			w.changed()
+		}
+		o := w.options()
+		o.Evidence, o.Vars = &fakeEvidence{}, vars
+		if r, err := deploy.RecordFailure(t.Context(), o); err != nil || r.Action != deploy.AfterStay {
+			t.Errorf("%s: %+v, %v", name, r, err)
+		}
 	}
 }
 

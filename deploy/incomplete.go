@@ -94,14 +94,22 @@ func runningEntry(f Facts, vars interface {
 	return 0
 }
 
-// counted tells whether the loader counts the boots of the entry that runs: it says
-// so itself, or the file's name has a counter.
+// counted tells whether the loader counts the boots of the entry that runs. The
+// loader says so itself; if it says nothing at all, the file's name has a counter
+// and the loader is one that counts.
 func (r *statusReader) counted(seq uint64) bool {
 	if _, err := r.Vars.Loader(efivar.LoaderBootCountPath); err == nil {
 		return true
 	}
+	if _, err := r.Vars.Loader(efivar.LoaderEntrySelected); err == nil {
+		return false
+	}
 	e := r.in.EntryOf(seq)
-	return e != nil && e.Name.Counter.Present
+	if e == nil || e.Err != nil || !e.Name.Counter.Present {
+		return false
+	}
+	key, _, err := e.Entry.Kind()
+	return err == nil && uncountedBy(r.in.Loaders, key) == ""
 }
 
 // keep writes a record below the physical root, which the running system has

@@ -389,6 +389,7 @@ func (m *machine) install(ctx context.Context, src oci.Source, tx string, target
 	}
 	c := m.change(ActionArmed, d.ID)
 	c.Entry = seq
+	c.Warnings = append(c.Warnings, slices.Concat(m.loaderWarnings(), imageLoaderWarnings(img.tree))...)
 	m.clean(ctx)
 	return c, m.top.SyncFS()
 }

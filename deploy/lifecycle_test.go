@@ -84,7 +84,7 @@ func lifecycle(t *testing.T, w *world) {
 		t.Fatalf("booted %s, installed %s", one, c.Deployment)
 	}
 	for name, want := range map[string]string{
-		"EFI/BOOT/BOOTX64.EFI": "PE loader", "EFI/systemd/systemd-bootx64.efi": "PE loader",
+		"EFI/BOOT/BOOTX64.EFI": toyLoader, "EFI/systemd/systemd-bootx64.efi": toyLoader,
 		"loader/loader.conf": "timeout 3\n", "loader/entries.srel": "type1\n",
 	} {
 		if got, err := os.ReadFile(filepath.Join(w.fat.Path(), name)); string(got) != want {
@@ -725,7 +725,7 @@ func TestInstallOfAnotherImage(t *testing.T) {
 func TestPlatform(t *testing.T) {
 	w := newWorld(t)
 	files := osTree("1")
-	files["usr/lib/systemd/boot/efi/systemd-bootaa64.efi"] = "PE loader"
+	files["usr/lib/systemd/boot/efi/systemd-bootaa64.efi"] = toyLoader
 	w.tag = buildImageFor(t, files, v1.Platform{OS: "linux", Architecture: "arm64"})
 	o := deploy.InstallOptions{Options: w.options(), PullOptions: w.pull(), Image: reference, AllowMissingVerity: true, RootUUID: "x"}
 	if oci.HostPlatform().Architecture != "arm64" {

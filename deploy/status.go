@@ -91,10 +91,12 @@ type StatusInput struct {
 	EntriesRead bool // Facts.Entries is what the boot partition has
 	// DeploymentsRead: Facts.Deployments is what the state has.
 	DeploymentsRead bool
-	Root            *RootStatus // nil: not a composefs root
-	Loader          string      // LoaderInfo, "" if unknown
-	Twins           []string    // devices with the UUID of the physical root, that one first; nil: it is alone
-	BootLogs        []BootLog   // what was kept of failed boots, as far as it can be read
+	Root            *RootStatus  // nil: not a composefs root
+	Loader          string       // LoaderInfo, "" if unknown
+	Twins           []string     // devices with the UUID of the physical root, that one first; nil: it is alone
+	Loaders         []esp.Loader // copies on the boot partition
+	LoaderUpdate    bool         // something replaces them
+	BootLogs        []BootLog    // what was kept of failed boots, as far as it can be read
 	Now             time.Time
 	Problems        []Problem      // met while reading
 	Recorded        time.Time      // when the last record of the journal was written, zero: unknown
@@ -389,6 +391,7 @@ func (b *statusBuilder) findProblems() {
 		b.problem(ProblemClock, "set the clock: no registry's certificate may be valid yet", "the clock says %s, but the journal was written at %s", in.Now.UTC().Format(time.RFC3339), in.Recorded.Format(time.RFC3339))
 	}
 	if in.EntriesRead {
+		b.loaderProblems()
 		b.entryProblems()
 	}
 }

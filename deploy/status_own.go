@@ -20,6 +20,7 @@ type OwnStatus struct {
 	NextBoot       *string            `json:"nextBoot"` // id that the loader starts next, null: unknown or not ours
 	Transaction    *TransactionStatus `json:"transaction"`
 	Deployments    []DeploymentStatus `json:"deployments"`    // booted, staged, rollback, then the others
+	Loader         LoaderStatus       `json:"loader"`
 	BootFailures   []BootFailure      `json:"bootFailures"`   // boots that failed, the newest first
 	ForeignEntries []string           `json:"foreignEntries"` // files of boot entries that are not of this installation
 	Problems       []Problem          `json:"problems"`
@@ -120,6 +121,7 @@ func (b *statusBuilder) own() OwnStatus {
 		Root:           in.Root,
 		NextBoot:       optional(b.next),
 		Deployments:    []DeploymentStatus{},
+		Loader:         b.loader(),
 		BootFailures:   b.bootFailures(),
 		ForeignEntries: []string{},
 		Problems:       append([]Problem{}, b.problems...),

@@ -175,6 +175,7 @@ func (r *statusReader) readEntries() {
 		return
 	}
 	r.in.Entries, r.in.EntriesRead = entries, true
+	r.readLoaders(esp.New(dir))
 }
 
 // openESP opens the boot partition for reading where it is mounted, else mounts

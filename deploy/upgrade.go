@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/cfsboot/cfsboot/deploy/esp"
@@ -209,6 +210,7 @@ func (m *machine) stage(ctx context.Context, src oci.Source, f following) (_ *Ch
 	if !f.downloadOnly {
 		m.startFinalize(ctx, c)
 	}
+	c.Warnings = append(c.Warnings, slices.Concat(m.loaderWarnings(), imageLoaderWarnings(img.tree))...)
 	m.clean(ctx)
 	return c, nil
 }

@@ -48,7 +48,7 @@ func osTree(release string) map[string]string {
 		"usr/lib/systemd/":                             "",
 		"usr/lib/systemd/boot/":                        "",
 		"usr/lib/systemd/boot/efi/":                    "",
-		"usr/lib/systemd/boot/efi/systemd-bootx64.efi": "PE loader",
+		"usr/lib/systemd/boot/efi/systemd-bootx64.efi": toyLoader,
 		"usr/lib/big":                                  strings.Repeat("shared ", 2000),
 		"usr/lib/release":                              strings.Repeat(release, 400),
 		"etc/hostname":                                 "toy\n",
