@@ -72,7 +72,7 @@ func RecordFailure(ctx context.Context, o Options) (*BootFailureReport, error) {
 	if !next.Reboot {
 		return report, nil
 	}
-	if err := r.Systemd.Systemctl(ctx, "--no-block", "reboot"); err != nil {
+	if err := r.Systemd.Systemctl(context.WithoutCancel(ctx), "--no-block", "reboot"); err != nil {
 		return report, fmt.Errorf("reboot after the failed boot (%s): %w", reason, err)
 	}
 	return report, nil

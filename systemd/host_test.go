@@ -71,7 +71,7 @@ func TestBootCompleteFiles(t *testing.T) {
 		"boot-complete.target.d/10-cfsboot.conf": {"[Unit]", "After=multi-user.target", "JobTimeoutSec=15min", "OnFailure=" + systemd.BootIncompleteUnit},
 		systemd.BootIncompleteUnit: {
 			"DefaultDependencies=no", "FailureAction=reboot-force", "ExecStart=/usr/bin/cfsboot record-failure", "TimeoutStartSec=2min",
-			"ConditionPathExists=/run/cfsboot/booted.json", "Conflicts=shutdown.target", "Type=oneshot",
+			"ConditionPathExists=/run/cfsboot/booted.json", "Type=oneshot",
 		},
 		"cfsboot-boot-review.service": {"ExecStart=-/usr/bin/cfsboot review-boots", "WantedBy=multi-user.target", "ConditionPathExists=/run/cfsboot/booted.json", "Type=simple"},
 		"80-cfsboot.preset":           {"enable cfsboot-boot-review.service"},
@@ -82,6 +82,9 @@ func TestBootCompleteFiles(t *testing.T) {
 				t.Errorf("%s has no line %q", file, line)
 			}
 		}
+	}
+	if strings.Contains(hostFile(t, systemd.BootIncompleteUnit), "\nConflicts=") {
+		t.Error("the reboot that the unit asks for would end it")
 	}
 	files, err := systemd.InitramfsFiles()
 	if err != nil {
