@@ -23,7 +23,7 @@ func (m *machine) notePending() error {
 
 // collectPending collects garbage if something was given up since the last time.
 // While somebody else uses the repository it stays for the next run, and so it
-// does at a shutdown, which must not take long.
+// does at a shutdown, which must not take long, and where a ref leads to nothing.
 func (m *machine) collectPending(ctx context.Context) error {
 	if m.hurry {
 		return nil
@@ -36,6 +36,11 @@ func (m *machine) collectPending(ctx context.Context) error {
 	var locked *repo.LockedError
 	if errors.As(err, &locked) {
 		m.Logger.Info("objects of deployments that are gone stay for now", "why", err)
+		return nil
+	}
+	var roots *repo.RootsError
+	if errors.As(err, &roots) { // a name of somebody else, perhaps: `cfsboot gc` says it as an error
+		m.Logger.Warn("objects of deployments that are gone stay", "error", err)
 		return nil
 	}
 	return err

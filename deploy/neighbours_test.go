@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/cfsboot/cfsboot/deploy"
+	"github.com/cfsboot/cfsboot/repo"
 )
 
 // neighbour is a file of somebody else; "dir/" is a directory, "-> x" a link.
@@ -193,10 +194,56 @@ func withNeighbours(t *testing.T, w *world) {
 	if _, ok := w.root.(realDisk); !ok {
 		w.limit = (used(w.fat.Path()) + 7*cluster - 2*cluster) * 8 / 7
 		step("upgrade that makes room", func() error { return settled(w.upgrade(release(t, "9"))) })
+		if n := used(w.fat.Path()); n > w.limit {
+			t.Errorf("%d bytes are used of %d: nothing was removed, although the commands say that there is room", n, w.limit)
+		}
 		step("finalize that made room", func() error { return settled(w.finalize()) })
 		w.boot()
 		w.bless()
+		w.limit = 0
 	}
+	step("check", func() error {
+		w.tag = release(t, "10")
+		_, err := deploy.Check(t.Context(), deploy.CheckOptions{Options: w.options(), PullOptions: w.pull()})
+		return err
+	})
+	step("download only", func() error { return settled(w.upgradeWith(deploy.UpgradeOptions{DownloadOnly: true})) })
+	step("from downloaded", func() error { return settled(w.upgradeWith(deploy.UpgradeOptions{FromDownloaded: true})) })
+	step("switch", func() error { return settled(w.switchTo(otherReference, release(t, "other"), deploy.SwitchOptions{})) })
+	nothing := func(err error) error {
+		if errors.Is(err, deploy.ErrNothingToDo) {
+			return nil
+		}
+		return err
+	}
+	step("resume", func() error { _, err := w.resume(); return nothing(err) })
+	step("finalize the switch", func() error { return settled(w.finalize()) })
+	w.boot()
+	w.bless()
+	step("delete", func() error {
+		for _, d := range w.status().Cfsboot.Deployments {
+			if slices.Equal(d.Roles, []string{deploy.RoleOther}) {
+				_, err := w.delete(d.ID)
+				return err
+			}
+		}
+		return nil
+	})
+	// Refs that lead to nothing are told by gc alone, which removes nothing then: it cannot say what they were to keep.
+	var roots *repo.RootsError
+	if _, err := w.gc(0); !errors.As(err, &roots) || len(roots.Problems) != 2 {
+		t.Errorf("gc with two refs that lead to nothing: %v", err)
+	}
+	for _, name := range []string{"composefs/images/refs/containers/gone", "composefs/streams/refs/bootc/old"} {
+		must(t, os.Remove(filepath.Join(w.root.Path(), name)))
+		delete(onRoot, name)
+	}
+	w.changed()
+	step("gc", func() error {
+		_, err := w.gc(0)
+		return nothing(err)
+	})
+	w.boot()
 	if list, err := os.ReadDir(filepath.Join(w.fat.Path(), "cfsboot", named)); err != nil || len(list) != 2 {
 		t.Errorf("the payload that a foreign entry names: %v, %v", list, err)
 	}
