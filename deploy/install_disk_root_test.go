@@ -146,7 +146,7 @@ func TestRootInstallToFile(t *testing.T) {
 	if err != nil || len(entries) != 1 {
 		t.Fatalf("entries %v, %v", entries, err)
 	}
-	if text, err := os.ReadFile(entries[0]); err != nil || !bytes.Contains(text, []byte(" root=UUID="+c.Disk.RootUUID+" quiet rw ")) {
+	if text, err := os.ReadFile(entries[0]); err != nil || !bytes.Contains(text, []byte(" root=UUID="+c.Disk.RootUUID+" rw ")) || !bytes.Contains(text, []byte(" quiet\n")) {
 		t.Errorf("entry %s, %v", text, err)
 	}
 	// Upgrades keep the key and the name.
@@ -395,6 +395,23 @@ func TestRootInstallRefusedUntouched(t *testing.T) {
 		_, err := deploy.InstallToDisk(t.Context(), file, diskOptions(img))
 		wantRefusal(t, err, deploy.CodeNotEmpty, "data that is no disk image")
 	})
+}
+
+// TestRootInstallWithoutLoop: a kernel without loop devices gets a plain answer.
+func TestRootInstallWithoutLoop(t *testing.T) {
+	needLab(t)
+	must(t, os.Rename("/dev/loop-control", "/dev/loop-control.away"))
+	t.Cleanup(func() { must(t, os.Rename("/dev/loop-control.away", "/dev/loop-control")) })
+	file := filepath.Join(t.TempDir(), "image")
+	o := diskOptions(linkedHome(t, "1"))
+	o.Size = testDiskSize
+	_, err := deploy.InstallToDisk(t.Context(), file, o)
+	if !errors.Is(err, install.ErrNoLoop) || !errors.Is(err, errors.ErrUnsupported) || !strings.Contains(err.Error(), "User Mode Linux") {
+		t.Errorf("got %v", err)
+	}
+	if _, err := os.Stat(file); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the file was made: %v", err)
+	}
 }
 
 func refusedFor(code string) func(error) bool {
