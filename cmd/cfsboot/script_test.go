@@ -75,6 +75,9 @@ func buildImage(fault string) (*ocitest.Image, error) {
 		spec.Layers[0].Dump = "/ 0 40755 2 0 0 0 1700000000.0 - - -\n/etc 0 40755 2 0 0 0 1700000001.0 - - -\n"
 	case "arm64":
 		spec.Platform = v1.Platform{OS: "linux", Architecture: "arm64"}
+	case "kargs":
+		spec.Layers[0].Dump += "/usr/lib/bootc 0 40755 2 0 0 0 1700000001.0 - - -\n/usr/lib/bootc/kargs.d 0 40755 2 0 0 0 1700000001.0 - - -\n" +
+			"/usr/lib/bootc/kargs.d/10-x.toml 23 100644 1 0 0 0 1700000001.0 - kargs\\x20=\\x20[\"root=/dev/x\"] -\n"
 	case "nokernel":
 		spec.Layers[0].Dump = strings.Replace(bootable, "/usr/lib/modules/6.1/vmlinuz 6 100644 1 0 0 0 1700000001.0 - kernel -\n", "", 1)
 	case "escape":
