@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/cfsboot/cfsboot/deploy/record"
 	"github.com/cfsboot/cfsboot/repo"
 )
@@ -247,7 +249,15 @@ func GC(ctx context.Context, o GCOptions) (_ *Removal, err error) {
 		return nil, err
 	}
 	for _, id := range ids {
-		if err := m.retire(ctx, id); err != nil {
+		err := m.retire(ctx, id)
+		if errors.Is(err, unix.ENOSPC) {
+			// Retiring writes a little before it frees anything, collecting does not.
+			if _, err2 := m.collect(ctx, o.DropDangling); err2 != nil {
+				return nil, errors.Join(fmt.Errorf("retire deployment %s: %w", short(id), err), err2)
+			}
+			err = m.retireOn(ctx, id)
+		}
+		if err != nil {
 			return nil, fmt.Errorf("retire deployment %s: %w", short(id), err)
 		}
 	}
@@ -259,6 +269,17 @@ func GC(ctx context.Context, o GCOptions) (_ *Removal, err error) {
 	}
 	m.journal.prune()
 	return out, m.finish(out, before.Free)
+}
+
+// retireOn goes on with a retirement that may have begun.
+func (m *machine) retireOn(ctx context.Context, id string) error {
+	switch a := m.facts.State.LatestOf(id); {
+	case a == nil:
+		return nil
+	case a.Retiring:
+		return m.finishRetire(ctx, id)
+	}
+	return m.retire(ctx, id)
 }
 
 // checkRoots finds out whether everything that is in use can be followed.

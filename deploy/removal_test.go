@@ -374,6 +374,56 @@ func TestGCRefusesDamage(t *testing.T) {
 	checkRepository(t, w)
 }
 
+// TestGCOnAFullDisk: where not even a record can be written, garbage goes first.
+func TestGCOnAFullDisk(t *testing.T) {
+	images := releasesOf(t, 3)
+	base := newWorld(t)
+	ids := base.releases(images...)
+	must(t, settled(base.upgrade(images[2])))
+	hit := 0
+	for n := range 40 {
+		w := base.copy()
+		w.killer = &killer{at: n, err: unix.ENOSPC}
+		_, err := w.gc(0)
+		if !strings.Contains(w.killer.op, "journal") || w.killer.n < n {
+			continue
+		}
+		hit++
+		if err != nil {
+			t.Errorf("%s: %v", w.killer.op, err)
+			continue
+		}
+		w.killer = nil
+		w.gone(ids[0], "1")
+		checkQuiet(t, w)
+	}
+	if hit == 0 {
+		t.Error("no call for the journal was hit")
+	}
+}
+
+// TestRemovalWithoutPartition: without a boot partition nothing is removed.
+func TestRemovalWithoutPartition(t *testing.T) {
+	w := newWorld(t)
+	ids := w.releases(releasesOf(t, 3)...)
+	o := w.options()
+	o.ESP = nil
+	for name, run := range map[string]func() (*deploy.Removal, error){
+		"gc": func() (*deploy.Removal, error) { return deploy.GC(t.Context(), deploy.GCOptions{Options: o}) },
+		"delete": func() (*deploy.Removal, error) {
+			return deploy.Delete(t.Context(), deploy.DeleteOptions{Options: o, ID: ids[0]})
+		},
+	} {
+		var refused *deploy.RefusedError
+		if _, err := run(); !errors.As(err, &refused) || refused.Code != deploy.CodeNoESP || strings.Contains(err.Error(), "\n") {
+			t.Errorf("%s: got %v", name, err)
+		}
+	}
+	if n := len(w.state().Deployments()); n != 3 {
+		t.Errorf("%d deployments are left", n)
+	}
+}
+
 // TestGCWithoutRefs: what the journal knows stays without a ref too, and so does
 // what runs.
 func TestGCWithoutRefs(t *testing.T) {
