@@ -403,6 +403,24 @@ func TestReviewExplains(t *testing.T) {
 	}
 }
 
+// TestReviewLeavesTheRest: an interrupted command stays to be seen, and what boots did is written down all the same.
+func TestReviewLeavesTheRest(t *testing.T) {
+	w, _, bad := failing(t)
+	w.boot()
+	w.boot()
+	w.boot()
+	w.note(record.Event{Kind: record.EventBegin, Transaction: "t1", Op: record.OpUpgrade, Reference: reference})
+	r, err := w.review(&fakeEvidence{})
+	must(t, err)
+	s := w.state()
+	if s.Transaction == nil || s.FailureOf(bad) == nil || !slices.Equal(r.Failed, []string{bad}) {
+		t.Errorf("transaction %+v, failed %+v, review %+v", s.Transaction, s.Failed, r)
+	}
+	if problemOf(w.status(), deploy.ProblemUnfinished) == "" {
+		t.Error("status does not tell of the interrupted command")
+	}
+}
+
 // pstore leaves the message of a dead kernel in the running system, age after the machine's clock.
 func (w *world) pstore(name, text string, age time.Duration) {
 	w.t.Helper()

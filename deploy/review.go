@@ -45,13 +45,16 @@ func ReviewBoots(ctx context.Context, o Options) (_ *BootReview, err error) {
 		}
 		review.Findings = append(review.Findings, fmt.Sprintf("deployment %s: %s", short(a.Deployment), x.Text()))
 	}
-	if err := m.recover(); err != nil {
+	if err := m.noteBoots(); err != nil {
 		return nil, err
 	}
 	if err := m.endStreak(); err != nil {
 		review.Warnings = append(review.Warnings, "end the count of failed boots: "+firstLine(err))
 	}
 	if x := oneShotWay(m.facts); x != nil {
+		if err := m.recover(); err != nil { // an entry can be made only when nothing else is unfinished
+			return nil, err
+		}
 		if review.Armed, err = m.settleOneShot(ctx, *x); err != nil {
 			return nil, err
 		}
@@ -61,6 +64,29 @@ func ReviewBoots(ctx context.Context, o Options) (_ *BootReview, err error) {
 		review.Failed = append(review.Failed, x.Deployment)
 	}
 	return review, nil
+}
+
+// noteBoots brings the journal up to date with what the loader and
+// systemd-bless-boot did, and with nothing else: an interrupted command is for a
+// person to know of and to repeat.
+func (m *machine) noteBoots() error {
+	if err := m.look(); err != nil { // the records that were just written
+		return err
+	}
+	for {
+		f := m.facts
+		f.State.Transaction, f.State.Staged = nil, nil
+		r, ok := nextRepair(f)
+		if !ok || r.Event.Kind != record.EventBlessed && r.Event.Kind != record.EventFailed {
+			return nil
+		}
+		if err := m.add(r.Event); err != nil {
+			return err
+		}
+		if err := m.look(); err != nil {
+			return err
+		}
+	}
 }
 
 // unexplained lists the entries that the loader gave up, or that the newest one is,

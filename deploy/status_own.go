@@ -19,7 +19,7 @@ type OwnStatus struct {
 	Root           *RootStatus        `json:"root"`     // null: the root is not composefs
 	NextBoot       *string            `json:"nextBoot"` // id that the loader starts next, null: unknown or not ours
 	Transaction    *TransactionStatus `json:"transaction"`
-	Deployments    []DeploymentStatus `json:"deployments"`    // booted, staged, rollback, then the others
+	Deployments    []DeploymentStatus `json:"deployments"` // booted, staged, rollback, then the others
 	Loader         LoaderStatus       `json:"loader"`
 	BootFailures   []BootFailure      `json:"bootFailures"`   // boots that failed, the newest first
 	ForeignEntries []string           `json:"foreignEntries"` // files of boot entries that are not of this installation
