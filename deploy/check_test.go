@@ -124,8 +124,8 @@ func TestCachedUpdateIgnored(t *testing.T) {
 	w.releases(release(t, "1"))
 	for name, text := range map[string]string{"no JSON": "x", "nothing": "{}", "directory": ""} {
 		path := filepath.Join(w.running, record.UpdatePath)
+		must(t, os.RemoveAll(path))
 		if name == "directory" {
-			must(t, os.RemoveAll(path))
 			must(t, os.Mkdir(path, 0o755))
 		} else {
 			w.writeRunning(record.UpdatePath, text)
