@@ -29,7 +29,7 @@ type direct struct {
 func fromESP(t *testing.T, l *lab.Lab, disk string) direct {
 	t.Helper()
 	dir := t.TempDir()
-	out, err := l.Guest(t.Context(), disk, fmt.Sprintf(`cp "$MNT"/boot/cfsboot/*/vmlinuz "$MNT"/boot/cfsboot/*/initrd %q; grep ^options "$MNT"/boot/loader/entries/*.conf`, dir))
+	out, err := l.Guest(t.Context(), disk, fmt.Sprintf(`cp "$ESP"/cfsboot/*/vmlinuz "$ESP"/cfsboot/*/initrd %q; grep ^options "$ESP"/loader/entries/*.conf`, dir))
 	if err != nil {
 		t.Fatal(err)
 	}

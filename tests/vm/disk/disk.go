@@ -82,7 +82,7 @@ func Install(ctx context.Context, path string, o Options) error {
 }
 
 // Guest runs a shell script as root in User Mode Linux with the disk's root file
-// system mounted at the directory $MNT and the ESP at $MNT/boot: to look at a
+// system mounted at the directory $MNT and the ESP at $ESP: to look at a
 // disk between two boots and to tamper with it.
 func Guest(ctx context.Context, kernel, init, path, commands string, log io.Writer) error {
 	work, err := os.MkdirTemp("", "cfsboot-disk-")
@@ -90,14 +90,16 @@ func Guest(ctx context.Context, kernel, init, path, commands string, log io.Writ
 		return err
 	}
 	defer os.RemoveAll(work)
-	mnt := filepath.Join(work, "mnt")
-	if err := os.Mkdir(mnt, 0o755); err != nil {
-		return err
+	mnt, esp := filepath.Join(work, "mnt"), filepath.Join(work, "esp")
+	for _, d := range []string{mnt, esp} {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			return err
+		}
 	}
-	const around = "set -eu\nmount /dev/ubda2 \"$MNT\"\nmount /dev/ubda1 \"$MNT/boot\"\n%s\nsync\numount \"$MNT/boot\" \"$MNT\"\n"
+	const around = "set -eu\nmount /dev/ubda2 \"$MNT\"\nmount /dev/ubda1 \"$ESP\"\n%s\nsync\numount \"$ESP\" \"$MNT\"\n"
 	status, err := uml.Run(ctx, uml.Config{
 		Kernel: kernel, Init: init, Disks: []string{path}, Dir: "/", Limit: 2 * time.Minute, Output: log,
-		Env:  []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8", "MNT=" + mnt},
+		Env:  []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8", "MNT=" + mnt, "ESP=" + esp},
 		Args: []string{"/bin/sh", "-c", fmt.Sprintf(around, commands)},
 	})
 	if err == nil && status != 0 {
