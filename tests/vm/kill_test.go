@@ -1,7 +1,6 @@
 package vm_test
 
 import (
-	"math/rand/v2"
 	"slices"
 	"testing"
 	"time"
@@ -79,16 +78,6 @@ func TestVMKilled(t *testing.T) {
 	}
 	if got := must(t, sh, "cat /etc/local.conf /etc/cfsboot-demo.conf"); got != "kept\nrelease 13.2\n" {
 		t.Errorf("/etc after all that: %q", got)
-	}
-
-	t.Log("killed at random moments of rollback and delete")
-	c := newCuts(t, l, l.Testing, rand.New(rand.NewPCG(cutSeed(t), 0)))
-	c.m, c.sh = m, sh
-	second := osimage.Release{Version: osimage.Version2, Repository: osimage.Repository, Digest: l.Images.Digest2}
-	c.rollback(second)
-	c.delete(second)
-	if got := must(t, c.sh, "cat /etc/local.conf"); got != "kept\n" {
-		t.Errorf("/etc/local.conf at the end: %q", got)
 	}
 }
 
