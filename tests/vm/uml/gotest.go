@@ -54,7 +54,13 @@ func RunGoTest(ctx context.Context, t GoTest) (int, error) {
 	if t.Scratch == 0 {
 		t.Scratch = 2 << 30
 	}
-	disk, scratch := filepath.Join(work, "disk"), filepath.Join(work, "scratch")
+	// In memory: each flush of the guest is an fsync of that file, and the tests flush all the time.
+	diskDir, err := os.MkdirTemp(memoryDir(), "cfsboot-umltest-")
+	if err != nil {
+		return 0, err
+	}
+	defer os.RemoveAll(diskDir)
+	disk, scratch := filepath.Join(diskDir, "disk"), filepath.Join(work, "scratch")
 	if err := MakeExt4(ctx, disk, t.Scratch, "-m", "0"); err != nil {
 		return 0, err
 	}
