@@ -102,13 +102,17 @@ func (p *puller) space(ctx context.Context, jobs []*job) error {
 }
 
 // need asks whether there is room: uncompressed layers are not smaller than their
-// blobs.
+// blobs. A pull that fetches none only makes anew what is missing or damaged: it may
+// begin with any room, because what is damaged stands in the way of making more.
 func (p *puller) need(jobs []*job) error {
-	need := int64(reserve)
+	need := int64(0)
 	for _, j := range jobs {
 		if _, err := p.r.LookupStream(oci.LayerStream(j.diffID)); err != nil {
-			need += min(j.desc.Size, math.MaxInt64-need)
+			need += min(j.desc.Size, math.MaxInt64-reserve-need)
 		}
+	}
+	if need > 0 {
+		need += reserve
 	}
 	return p.r.Need(need)
 }

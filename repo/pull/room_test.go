@@ -251,6 +251,40 @@ func TestPullRepairs(t *testing.T) {
 	}
 }
 
+// TestRepairsWithLittleRoom: damage keeps garbage collection from making room, so the
+// pull that mends it must not ask for room that it does not need.
+func TestRepairsWithLittleRoom(t *testing.T) {
+	t.Parallel()
+	img := bootable(t)
+	made := repotest.New(t, fsverity.SHA256)
+	res, err := pull.Pull(t.Context(), made, &ocitest.Source{Image: img}, options("os", true))
+	if err != nil {
+		t.Fatal(err)
+	}
+	damage(t, made, "images/"+imageID(res, keyring.Plain), func([]byte) []byte { return []byte("nothing") })
+	dir, err := durable.OpenDir(made.Path())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	const keep = 1 << 20
+	r, err := repo.Open(t.Context(), dir, repo.Options{KeepFree: keep, Space: func() (durable.Space, error) {
+		return durable.Space{Bytes: keep + 256<<10, Size: 1 << 30, Inodes: -1, MaxInodes: -1, BlockSize: 4096}, nil
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	var space *durable.SpaceError
+	if _, err := pull.Pull(t.Context(), r, &ocitest.Source{Image: manyFiles(t, "more", 2)}, options("more", true)); !errors.As(err, &space) {
+		t.Errorf("an image with new layers: got %v, want a *durable.SpaceError", err)
+	}
+	if _, err := pull.Pull(t.Context(), r, &ocitest.Source{Image: img}, options("os", true)); err != nil {
+		t.Errorf("the image that is damaged: %v", err)
+	}
+	repotest.Check(t, r)
+}
+
 func imageID(res *pull.Result, which keyring.Role) string {
 	d, _ := res.Verified.Digest(which)
 	return d.Hex()
