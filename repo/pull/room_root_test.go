@@ -11,7 +11,9 @@ import (
 	"github.com/cfsboot/cfsboot/fsverity"
 	"github.com/cfsboot/cfsboot/internal/durable"
 	"github.com/cfsboot/cfsboot/internal/testutil/repotest"
+	"github.com/cfsboot/cfsboot/keyring"
 	"github.com/cfsboot/cfsboot/repo"
+	"github.com/cfsboot/cfsboot/repo/oci"
 	"github.com/cfsboot/cfsboot/repo/oci/ocitest"
 	"github.com/cfsboot/cfsboot/repo/pull"
 )
@@ -85,3 +87,31 @@ func TestRootNoSize(t *testing.T) {
 }
 
 var pullOptions = options("os", true)
+
+// TestRootPullRepairs: a copy of an image or of a stream without fs-verity is
+// replaced by a pull, as everything is checked that a pull finds.
+func TestRootPullRepairs(t *testing.T) {
+	dir, err := durable.OpenDir(needKernel(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	if err := repo.Init(t.Context(), dir, repo.InitOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	r := repotest.Open(t, dir)
+	img := bootable(t)
+	src := &ocitest.Source{Image: img}
+	res, err := pull.Pull(t.Context(), r, src, pullOptions)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"images/" + imageID(res, keyring.Plain), "images/" + imageID(res, keyring.Boot), "streams/" + oci.LayerStream(img.DiffIDs[1])} {
+		damage(t, r, name, func(b []byte) []byte { return b })
+		r = openDir(t, r.Path())
+		if _, err := pull.Pull(t.Context(), r, src, pullOptions); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		repotest.Check(t, r)
+	}
+}
