@@ -12,6 +12,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -235,6 +236,9 @@ func (l *Lab) Install(ctx context.Context, follow *Channel, s Setup) (string, er
 	o := disk.Options{
 		Kernel: l.Kernel, Init: l.Init, Program: l.Images.Program, Layout: layout, Target: follow.Reference(), Kargs: Kargs,
 		RootSSHKey: s.RootSSHKey, Hostname: s.Hostname, Size: diskSize, ESPSize: s.ESPSize, Log: log,
+	}
+	if s.RootSSHKey != "" {
+		o.Kargs = append(slices.Clone(Kargs), "systemd.wants=ssh.service") // the lab's images leave it out
 	}
 	if s.ImageFile != 0 {
 		o.Size, o.File = s.ImageFile, true
