@@ -32,7 +32,9 @@ func TestGrowFiles(t *testing.T) {
 }
 
 // TestRootGrow: a disk that became larger. The file system is mounted read-only
-// and in use; a partition behind it, and a disk without room, are left alone.
+// and in use; a partition behind it, and a disk without room, are left alone. So is
+// a root partition that systemd-repart would not take for it: it would make a new
+// one, or enlarge another one.
 func TestRootGrow(t *testing.T) {
 	if os.Getenv("CFSBOOT_ROOT_TESTS") != "1" {
 		t.Skip("needs the lab's kernel (CFSBOOT_ROOT_TESTS=1)")
@@ -49,10 +51,15 @@ func TestRootGrow(t *testing.T) {
 		want   int64 // of the root partition afterwards, MiB, at least
 		most   int64 // and at most
 	}{
-		"larger":     {"size=34M, type=uefi\n" + root, 400, 360, 366},
-		"as it was":  {"size=34M, type=uefi\n" + root, 200, 164, 165},
-		"not last":   {"size=34M, type=uefi\nsize=100M, " + root + "\ntype=linux", 400, 100, 100},
-		"some space": {"size=34M, type=uefi\nsize=100M, " + root, 200, 160, 166},
+		"larger":                       {"size=34M, type=uefi\n" + root, 400, 360, 366},
+		"as it was":                    {"size=34M, type=uefi\n" + root, 200, 164, 165},
+		"not last":                     {"size=34M, type=uefi\nsize=100M, " + root + "\ntype=linux", 400, 100, 100},
+		"some space":                   {"size=34M, type=uefi\nsize=100M, " + root, 200, 160, 166},
+		"other type":                   {"size=34M, type=uefi\nsize=100M, type=linux, name=root", 400, 100, 100},
+		"other type, no space before":  {"size=34M, type=uefi\ntype=linux, name=root", 400, 164, 165},
+		"another root partition first": {"size=34M, " + root + "\nstart=100M, size=90M, " + root, 400, 90, 90},
+		"another root partition first, no space between": {"size=34M, " + root + "\n" + root, 400, 164, 165},
+		"no GPT": {"label: dos\nsize=34M, type=ef\nsize=100M, type=83", 400, 100, 100},
 	} {
 		t.Run(name, func(t *testing.T) { growOnce(t, c.layout, c.size, c.want, c.most) })
 	}
@@ -71,7 +78,10 @@ func growOnce(t *testing.T, layout string, size, want, most int64) {
 		return strings.TrimSpace(string(out))
 	}
 	run("", "truncate", "-s", "200M", file)
-	run("label: gpt\n"+layout+"\n", "sfdisk", "-q", file)
+	if !strings.HasPrefix(layout, "label: ") {
+		layout = "label: gpt\n" + layout
+	}
+	run(layout+"\n", "sfdisk", "-q", file)
 	run("", "truncate", "-s", fmt.Sprintf("%dM", size), file)
 	device := run("", "losetup", "--show", "-f", "-P", file)
 	t.Cleanup(func() { _ = exec.CommandContext(context.Background(), "losetup", "-d", device).Run() })
@@ -80,6 +90,10 @@ func growOnce(t *testing.T, layout string, size, want, most int64) {
 	run("", "mount", device+"p2", dir) // the superblock is writable, as in the initramfs
 	t.Cleanup(func() { _ = exec.CommandContext(context.Background(), "umount", dir).Run() })
 	run("", "mount", "-o", "remount,bind,ro", dir)
+	others := func() string { // sizes of the other partitions
+		return run("", "sh", "-c", "cd /sys/class/block && grep -H . "+filepath.Base(device)+"p*/size | grep -v p2/")
+	}
+	before := others()
 	sys, err := filepath.Abs("grow")
 	if err != nil {
 		t.Fatal(err)
@@ -92,6 +106,9 @@ func growOnce(t *testing.T, layout string, size, want, most int64) {
 		}
 		if st.Flags&unix.ST_RDONLY == 0 {
 			t.Error("the mount is writable now")
+		}
+		if got := others(); got != before {
+			t.Errorf("other partitions %q, want %q", got, before)
 		}
 		sectors := run("", "cat", "/sys/class/block/"+filepath.Base(device)+"p2/size")
 		var n int64
