@@ -19,6 +19,7 @@ import (
 	"github.com/cfsboot/cfsboot/deploy/esp"
 	"github.com/cfsboot/cfsboot/deploy/record"
 	"github.com/cfsboot/cfsboot/internal/durable"
+	"github.com/cfsboot/cfsboot/internal/progress"
 	"github.com/cfsboot/cfsboot/repo"
 	"github.com/cfsboot/cfsboot/repo/oci/ocitest"
 )
@@ -585,6 +586,79 @@ func noise(seed, n int) string {
 		b[i] = byte(r.Uint32())
 	}
 	return string(b)
+}
+
+// layers is an operating system with n more layers of one file each.
+func layers(t *testing.T, name string, n int) *ocitest.Image {
+	t.Helper()
+	spec := ocitest.Spec{Layers: []ocitest.Layer{{Tar: tarOf(t, osTree(name))}}}
+	for i := range n {
+		spec.Layers = append(spec.Layers, ocitest.Layer{Tar: tarOf(t, map[string]string{fmt.Sprintf("usr/file%d", i): fmt.Sprint(name, i)})})
+	}
+	img, err := ocitest.Build(spec)
+	must(t, err)
+	return img
+}
+
+// messages collects what is said.
+type messages []string
+
+func (m *messages) Event(e progress.Event) {
+	if e, ok := e.(progress.Message); ok {
+		*m = append(*m, e.Text)
+	}
+}
+
+// TestRoomForFiles: where inodes are short as many deployments go as hold the files
+// that are missing, at once; none goes if all of them do not hold as many.
+func TestRoomForFiles(t *testing.T) {
+	for name, tc := range map[string]struct {
+		layers  int
+		objects int64 // more than there are when the upgrade begins
+		gone    int
+	}{
+		"three":   {30, 16, 3}, // of 8 objects each
+		"too few": {200, 16, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			w.configure("keep = 9\n")
+			ids := w.releases(releasesOf(t, 5)...)
+			w.inodes = (w.objects() + tc.objects) * 8 / 7
+			var said messages
+			w.tag = layers(t, "6", tc.layers)
+			o := deploy.UpgradeOptions{Options: w.options(), PullOptions: w.pull()}
+			o.Progress = &said
+			_, err := deploy.Upgrade(t.Context(), o)
+			t.Log(err, said)
+			var space *durable.SpaceError
+			if tc.gone == 0 && (!errors.As(err, &space) || !space.Inodes || space.NeedFiles <= space.HaveFiles || !strings.Contains(err.Error(), "files that are missing")) {
+				t.Errorf("got %v, want a SpaceError", err)
+			}
+			if tc.gone > 0 {
+				must(t, err)
+			}
+			rounds := 0
+			for _, text := range said {
+				if strings.HasPrefix(text, "making room for ") {
+					rounds++
+					if !strings.HasSuffix(text, " files in the repository") {
+						t.Errorf("said %q", text)
+					}
+				}
+			}
+			if rounds != min(tc.gone, 1) {
+				t.Errorf("made room %d times", rounds)
+			}
+			left := w.state().Deployments()
+			for i, id := range ids {
+				if slices.Contains(left, id) != (i >= tc.gone) {
+					t.Errorf("release %d: deployments %v", i+1, left)
+				}
+			}
+		})
+	}
 }
 
 // TestTooSmall: what cannot fit whatever goes is refused with the numbers, and

@@ -29,14 +29,19 @@ func (m *machine) pullMakingRoom(ctx context.Context, src oci.Source, reference 
 	}
 }
 
-// makeObjectRoom makes the bytes free that an error says are missing, or some
-// inodes. If it cannot, the error wraps full.
+// makeObjectRoom makes the bytes or inodes free that an error says are missing. If
+// it cannot, the error wraps full.
 func (m *machine) makeObjectRoom(ctx context.Context, full error, space *durable.SpaceError) error {
 	opts, err := m.collectOptions(ctx)
 	if err != nil {
 		return errors.Join(full, err)
 	}
 	missing := max(1, space.Need-space.Have)
+	amount := func(n int64) string { return progress.FormatSize(n, 1) }
+	if space.Inodes {
+		missing = max(1, space.NeedFiles-space.HaveFiles)
+		amount = func(n int64) string { return progress.Count(int(n), "file") }
+	}
 	ids := retirable(m.facts, "")
 	var frees int64
 	for n := range len(ids) + 1 {
@@ -47,11 +52,13 @@ func (m *machine) makeObjectRoom(ctx context.Context, full error, space *durable
 		if err != nil {
 			return errors.Join(full, err)
 		}
-		frees = c.Bytes
-		if frees < missing && (!space.Inodes || c.Objects == 0) {
+		if frees = c.Bytes; space.Inodes {
+			frees = int64(c.Objects)
+		}
+		if frees < missing {
 			continue
 		}
-		m.say("making room for %s in the repository", progress.FormatSize(missing, 1))
+		m.say("making room for %s in the repository", amount(missing))
 		for _, id := range ids[:n] {
 			if err := m.retire(ctx, id); err != nil {
 				return errors.Join(full, err)
@@ -62,7 +69,7 @@ func (m *machine) makeObjectRoom(ctx context.Context, full error, space *durable
 		}
 		return nil
 	}
-	return fmt.Errorf("plan the repository (everything that may go, with %d deployments, takes %d bytes): %w", len(ids), frees, full)
+	return fmt.Errorf("plan the repository (everything that may go, with %s, takes %s of the %s that are missing): %w", progress.Count(len(ids), "deployment"), amount(frees), amount(missing), full)
 }
 
 // without names the refs by which deployments hold what they need, and the tags

@@ -176,6 +176,7 @@ type world struct {
 	keys, hostname string
 	limit          int64 // size of the boot partition, bytes; 0: that of the file system below
 	disk           int64 // size of the root file system, bytes; 0: that of the file system below
+	inodes         int64 // that the root file system can have for objects; 0: likewise
 }
 
 func newWorld(t *testing.T) *world {
@@ -222,6 +223,11 @@ func (w *world) options() deploy.Options {
 			return esp.Space{Free: limit - used(path), Total: limit, Cluster: cluster}, nil
 		})
 	}
+	if w.inodes > 0 {
+		o = o.WithRepoSpace(func() (durable.Space, error) {
+			return durable.Space{Bytes: 1 << 40, Size: 1 << 41, Inodes: max(0, w.inodes-w.objects()), MaxInodes: w.inodes, BlockSize: cluster}, nil
+		})
+	}
 	if w.disk > 0 {
 		disk, path := w.disk, w.root.Path()
 		o = o.WithRepoSpace(func() (durable.Space, error) {
@@ -232,6 +238,14 @@ func (w *world) options() deploy.Options {
 }
 
 const cluster = 4096
+
+// objects is how many files of objects the machine has.
+func (w *world) objects() (n int64) {
+	w.t.Helper()
+	list, err := filepath.Glob(filepath.Join(w.root.Path(), "composefs/objects/??/*"))
+	must(w.t, err)
+	return int64(len(list))
+}
 
 // used is what the files below a directory take on a FAT file system.
 func used(root string) (sum int64) {

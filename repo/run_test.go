@@ -223,7 +223,7 @@ func TestKeepFree(t *testing.T) {
 			}
 			return err
 		},
-		"question": func() error { return full.Need(1) },
+		"question": func() error { return full.Need(1, 1) },
 	} {
 		var space *durable.SpaceError
 		if err := write(); !errors.As(err, &space) || !errors.Is(err, unix.ENOSPC) || space.Need <= 1<<61 || space.Have <= 0 {
@@ -238,8 +238,8 @@ func TestKeepFree(t *testing.T) {
 	for _, keep := range []int64{0, -1, 1 << 20} {
 		r := with(keep)
 		put(t, r, pattern(100, 1))
-		must(t, r.Need(1))
-		if err := r.Need(1<<63 - 1); err == nil {
+		must(t, r.Need(1, 1))
+		if err := r.Need(1<<63-1, 1); err == nil {
 			t.Error("there is room for everything")
 		}
 	}

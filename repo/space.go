@@ -64,18 +64,18 @@ func spareOf(s durable.Space, keep int64) spare {
 // noLimit is what a file system has that tells none.
 const noLimit = 1 << 60
 
-// Need returns a *durable.SpaceError if fewer than need bytes can be stored
-// before the file system has only Options.KeepFree left.
-func (r *Repository) Need(need int64) error {
+// Need returns a *durable.SpaceError if need bytes in so many files are more than
+// can be stored before the file system has only Options.KeepFree left.
+func (r *Repository) Need(need, files int64) error {
 	s, err := r.spare()
 	if err != nil {
 		return err
 	}
-	return r.full(s, need)
+	return r.full(s, need, files)
 }
 
-// full says whether need bytes in one file are too much.
-func (r *Repository) full(s spare, need int64) error {
+// full says whether need bytes in so many files are too much.
+func (r *Repository) full(s spare, need, files int64) error {
 	e := &durable.SpaceError{Where: r.dir.Path(), Need: need, Have: s.freeBytes, Err: unix.ENOSPC}
 	switch {
 	case need > s.bytes:
@@ -83,8 +83,8 @@ func (r *Repository) full(s spare, need int64) error {
 			e.Need = need
 		}
 		return fmt.Errorf("leave %d bytes free: %w", s.keepBytes, e)
-	case s.files < 1:
-		e.Inodes = true
+	case files > s.files:
+		e.Inodes, e.NeedFiles, e.HaveFiles = true, files+s.keepFiles, s.files+s.keepFiles
 		return fmt.Errorf("leave %d inodes free: %w", s.keepFiles, e)
 	}
 	return nil
@@ -107,7 +107,7 @@ func (r *Repository) take(n int64) error {
 	if err != nil {
 		return err
 	}
-	if err := r.full(s, n); err != nil {
+	if err := r.full(s, n, 1); err != nil {
 		return err
 	}
 	// Others write there too, so what is left is not relied on for long.

@@ -120,7 +120,7 @@ func (r checkResult) table(p *page) {
 	what := r.Reference + " (" + short(r.ManifestDigest) + version + ")"
 	switch r.Action {
 	case "stage":
-		p.line("new: %s, %d layers of %s; those that are here already are not fetched again", what, r.Layers, progress.FormatSize(r.SizeBytes, 1))
+		p.line("new: %s, %s of %s; those that are here already are not fetched again", what, progress.Count(r.Layers, "layer"), progress.FormatSize(r.SizeBytes, 1))
 	case "keep":
 		p.line("nothing new: %s is staged", what)
 	case "drop":

@@ -42,14 +42,15 @@ func (r collected) lines(p *page) {
 	if r.DryRun {
 		removed = "would remove"
 	}
-	p.line("%s: %d objects, %s, and the names of %d images and %d streams", removed, r.ObjectsRemoved, progress.FormatSize(r.FreedBytes, 1), r.ImagesPruned, r.StreamsPruned)
+	p.line("%s: %s, %s, and the names of %s and %s", removed, progress.Count(r.ObjectsRemoved, "object"), progress.FormatSize(r.FreedBytes, 1),
+		progress.Count(r.ImagesPruned, "image"), progress.Count(r.StreamsPruned, "stream"))
 	if r.TemporariesRemoved > 0 {
-		p.line("%s: %d files of programs that were killed", removed, r.TemporariesRemoved)
+		p.line("%s: %s of programs that were killed", removed, progress.Count(r.TemporariesRemoved, "file"))
 	}
 	for _, name := range r.DanglingRefs {
 		p.line("%s: %s, which leads to nothing", removed, name)
 	}
-	p.line("kept: %d objects, %d images, %d streams", r.ObjectsKept, r.ImagesKept, r.StreamsKept)
+	p.line("kept: %s, %s, %s", progress.Count(r.ObjectsKept, "object"), progress.Count(r.ImagesKept, "image"), progress.Count(r.StreamsKept, "stream"))
 }
 
 // repoGCResult is what `repo gc` prints.

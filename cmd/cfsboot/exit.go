@@ -173,7 +173,10 @@ func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", ";
 func details(err error) any {
 	var space *durable.SpaceError
 	if errors.As(err, &space) {
-		return map[string]any{"where": space.Where, "need_bytes": space.Need, "have_bytes": space.Have, "inodes_used_up": space.Inodes}
+		return map[string]any{
+			"where": space.Where, "need_bytes": space.Need, "have_bytes": space.Have,
+			"inodes_used_up": space.Inodes, "need_inodes": space.NeedFiles, "have_inodes": space.HaveFiles,
+		}
 	}
 	var conflict *deploy.ConflictError
 	if errors.As(err, &conflict) {

@@ -35,7 +35,7 @@ func TestChecked(t *testing.T) {
 		text   string
 		status error
 	}{
-		{"stage", nil, "new: docker://r/os:1 (0123456789ab, version 2), 1 layers of 2 B", nil},
+		{"stage", nil, "new: docker://r/os:1 (0123456789ab, version 2), 1 layer of 2 B", nil},
 		{"drop", nil, "gives up the staged deployment cd", nil},
 		{"rearm", nil, "makes it the default again", nil},
 		{"keep", deploy.ErrNothingToDo, "nothing new: docker://r/os:1 (0123456789ab, version 2) is staged", statusOnly(77)},

@@ -25,3 +25,14 @@ func TestJSONIsPrintable(t *testing.T) {
 		}
 	}
 }
+
+// TestCollectedLines: what was collected is counted in the words for one and for more.
+func TestCollectedLines(t *testing.T) {
+	var p page
+	collected{ObjectsRemoved: 1, FreedBytes: 4096, ImagesPruned: 1, StreamsPruned: 2, TemporariesRemoved: 1, ObjectsKept: 1, ImagesKept: 2, StreamsKept: 1}.lines(&p)
+	want := "removed: 1 object, 4.0 KiB, and the names of 1 image and 2 streams\n" +
+		"removed: 1 file of programs that were killed\nkept: 1 object, 2 images, 1 stream\n"
+	if got := p.text.String(); got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}

@@ -118,7 +118,7 @@ func TestSchemas(t *testing.T) {
 		check(c.schema, b.Bytes())
 	}
 	for _, err := range []error{
-		errors.New("two\nlines"), usageError{"cfsboot", errors.New("x")}, &durable.SpaceError{Where: "/", Need: 2, Have: 1, Inodes: true, Err: unix.ENOSPC},
+		errors.New("two\nlines"), usageError{"cfsboot", errors.New("x")}, &durable.SpaceError{Where: "/", Need: 2, Have: 1, Inodes: true, NeedFiles: 3, HaveFiles: 2, Err: unix.ENOSPC},
 		&deploy.ConflictError{What: "files", Paths: []string{"/etc/x"}}, &deploy.RefusedError{Code: deploy.CodeImage, Detail: "x"},
 		&fsverity.MismatchError{Where: "x", Got: fsverity.Sum(fsverity.SHA256, nil), Want: fsverity.Sum(fsverity.SHA256, []byte("x"))},
 		&oci.DigestError{}, &remote.LayoutError{Ref: "oci:x", Op: "read", Err: fs.ErrNotExist}, &remote.Error{Ref: "x", Op: "read"}, fs.ErrNotExist, fs.ErrPermission, errors.ErrUnsupported,

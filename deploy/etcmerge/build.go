@@ -92,12 +92,17 @@ func room(parent *durable.Dir, name string, root *tree.Node) error {
 		return err
 	}
 	size, inodes := footprint(root, have.BlockSize)
-	full := &durable.SpaceError{Where: path.Join(parent.Path(), name), Need: size, Have: have.Bytes, Err: unix.ENOSPC}
+	return fits(path.Join(parent.Path(), name), size, inodes, have)
+}
+
+func fits(where string, size, inodes int64, have durable.Space) error {
+	full := &durable.SpaceError{Where: where, Need: size, Have: have.Bytes, Err: unix.ENOSPC}
 	switch {
 	case size > have.Bytes:
 		return full
 	case have.Inodes >= 0 && inodes > have.Inodes:
-		return fmt.Errorf("need %d inodes, have %d: %w", inodes, have.Inodes, full)
+		full.Inodes, full.NeedFiles, full.HaveFiles = true, inodes, have.Inodes
+		return full
 	}
 	return nil
 }

@@ -253,6 +253,22 @@ func TestNoRoom(t *testing.T) {
 	}
 }
 
+// TestNoInodes: so is what has too many files.
+func TestNoInodes(t *testing.T) {
+	have := durable.Space{Bytes: 1 << 30, Inodes: 5}
+	var space *durable.SpaceError
+	if err := etcmerge.Fits("var", 1<<20, 6, have); !errors.As(err, &space) || !space.Inodes || space.NeedFiles != 6 || space.HaveFiles != 5 {
+		t.Errorf("6 files: got %v, want a SpaceError", err)
+	}
+	if err := etcmerge.Fits("var", 1<<20, 5, have); err != nil {
+		t.Errorf("5 files: %v", err)
+	}
+	have.Inodes = -1
+	if err := etcmerge.Fits("var", 1<<20, 6, have); err != nil {
+		t.Errorf("no limit: %v", err)
+	}
+}
+
 func TestFootprint(t *testing.T) {
 	root := d(0o755, map[string]*node{"empty": f(""), "one": f("1"), "big": f(strings.Repeat("x", 4097)), "dir": d(0o755, map[string]*node{"l": l("t")})})
 	if size, inodes := etcmerge.Footprint(root, 4096); size != 2*4096+4096+8192 || inodes != 6 {

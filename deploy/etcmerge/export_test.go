@@ -11,6 +11,9 @@ import (
 // Footprint is footprint.
 var Footprint = footprint
 
+// Fits says whether so many bytes and inodes fit.
+var Fits = fits
+
 // FingerprintAt is Fingerprint with another clock.
 func FingerprintAt(t testing.TB, dir *durable.Dir, now time.Time) string {
 	t.Helper()

@@ -466,8 +466,8 @@ func TestSpace(t *testing.T) {
 		t.Errorf("got %v, want a SpaceError", err)
 	}
 	for e, want := range map[durable.SpaceError]string{
-		{Where: "/x", Need: 5, Have: 3}:      `no space at "/x": need 5 bytes, have 3 bytes`,
-		{Where: "/x", Have: 3, Inodes: true}: `no space at "/x": the inodes of the file system are used up, no more files can be made (3 bytes are free)`,
+		{Where: "/x", Need: 5, Have: 3}:                                  `no space at "/x": need 5 bytes, have 3 bytes`,
+		{Where: "/x", Have: 3, Inodes: true, NeedFiles: 5, HaveFiles: 2}: `no space at "/x": need 5 inodes, have 2 (3 bytes are free)`,
 	} {
 		if got := e.Error(); got != want {
 			t.Errorf("got %q, want %q", got, want)

@@ -17,13 +17,15 @@ type SpaceError struct {
 	Have  int64  // bytes available to this user
 	// Inodes says that bytes are left, but no inode, or too few: no more files can
 	// be made.
-	Inodes bool
-	Err    error // ENOSPC or EDQUOT
+	Inodes    bool
+	NeedFiles int64 // with Inodes: inodes that were to be made, those to be left free included
+	HaveFiles int64 // with Inodes: free ones
+	Err       error // ENOSPC or EDQUOT
 }
 
 func (e *SpaceError) Error() string {
 	if e.Inodes {
-		return fmt.Sprintf("no space at %q: the inodes of the file system are used up, no more files can be made (%d bytes are free)", e.Where, e.Have)
+		return fmt.Sprintf("no space at %q: need %d inodes, have %d (%d bytes are free)", e.Where, e.NeedFiles, e.HaveFiles, e.Have)
 	}
 	return fmt.Sprintf("no space at %q: need %d bytes, have %d bytes", e.Where, e.Need, e.Have)
 }
@@ -47,7 +49,9 @@ func wrapAt(fd int, op, where string, need int64, err error) error {
 		var st unix.Statfs_t
 		if unix.Fstatfs(fd, &st) == nil {
 			e.Have = int64(st.Bavail) * st.Frsize
-			e.Inodes = need == 0 && st.Files > 0 && st.Ffree == 0
+			if need == 0 && st.Files > 0 && st.Ffree == 0 {
+				e.Inodes, e.NeedFiles = true, 1
+			}
 		}
 		return fmt.Errorf("%s: %w", op, e)
 	}

@@ -27,6 +27,14 @@ func FormatSize(n int64, decimals int) string {
 	return fmt.Sprintf("%.*f %s", decimals, f, unit)
 }
 
+// Count renders a number of things: "1 object", "2 objects".
+func Count(n int, thing string) string {
+	if n != 1 {
+		thing += "s"
+	}
+	return strconv.Itoa(n) + " " + thing
+}
+
 func formatAmount(n int64, u Unit) string {
 	if u == Bytes {
 		return FormatBytes(n)

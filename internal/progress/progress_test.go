@@ -22,6 +22,15 @@ func (c *clock) advance(d time.Duration) { c.t = c.t.Add(d) }
 
 func newClock() *clock { return &clock{t: time.Unix(1700000000, 0)} }
 
+func TestCount(t *testing.T) {
+	t.Parallel()
+	for n, want := range map[int]string{0: "0 objects", 1: "1 object", 2: "2 objects"} {
+		if got := progress.Count(n, "object"); got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+}
+
 func TestFormatBytes(t *testing.T) {
 	t.Parallel()
 	for n, want := range map[int64]string{

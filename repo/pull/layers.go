@@ -35,6 +35,9 @@ const (
 	// reserve is what an import needs beside the layers: images, streams,
 	// directories.
 	reserve = 16 << 20
+	// reserveFiles is how many files it makes at least, beside one for each layer:
+	// manifest, configuration, two images.
+	reserveFiles = 4
 )
 
 // job is one distinct layer.
@@ -105,16 +108,18 @@ func (p *puller) space(ctx context.Context, jobs []*job) error {
 // blobs. A pull that fetches none only makes anew what is missing or damaged: it may
 // begin with any room, because what is damaged stands in the way of making more.
 func (p *puller) need(jobs []*job) error {
-	need := int64(0)
+	need, files := int64(0), int64(0)
 	for _, j := range jobs {
 		if _, err := p.r.LookupStream(oci.LayerStream(j.diffID)); err != nil {
 			need += min(j.desc.Size, math.MaxInt64-reserve-need)
+			files++
 		}
 	}
 	if need > 0 {
 		need += reserve
+		files += reserveFiles
 	}
-	return p.r.Need(need)
+	return p.r.Need(need, files)
 }
 
 // run imports the jobs, the largest first, so that the last one to end is short.

@@ -119,17 +119,10 @@ func (p *puller) removed(r repo.Removed) (err error) {
 		p.opts.Logger.Warn("damaged: what it may need is kept; pull its image again", "name", x.Name, "error", x.Err)
 	}
 	if n := r.Objects - r.OldObjects; n > 0 {
-		p.say("what the failed pull has stored is removed again: %s, %s", count(n, "object"), progress.FormatSize(r.Bytes-r.OldBytes, 1))
+		p.say("what the failed pull has stored is removed again: %s, %s", progress.Count(n, "object"), progress.FormatSize(r.Bytes-r.OldBytes, 1))
 	}
 	if r.OldObjects > 0 {
-		p.say("what nothing in the repository needs is removed: %s, %s", count(r.OldObjects, "object"), progress.FormatSize(r.OldBytes, 1))
+		p.say("what nothing in the repository needs is removed: %s, %s", progress.Count(r.OldObjects, "object"), progress.FormatSize(r.OldBytes, 1))
 	}
 	return err
-}
-
-func count(n int, thing string) string {
-	if n != 1 {
-		thing += "s"
-	}
-	return fmt.Sprintf("%d %s", n, thing)
 }
