@@ -180,15 +180,10 @@ func (m *machine) cleanOrphans(ctx context.Context) error {
 	return m.look()
 }
 
-// cleanRetiring finishes retirements that a killed run began.
+// cleanRetiring finishes retirements that a killed run began. That of what runs was
+// taken back by recover.
 func (m *machine) cleanRetiring(ctx context.Context) error {
-	var ids []string
-	for _, e := range m.facts.State.Entries {
-		if e.Retiring && !slices.Contains(ids, e.Deployment) {
-			ids = append(ids, e.Deployment)
-		}
-	}
-	for _, id := range ids {
+	for _, id := range retiring(m.facts) {
 		if err := m.finishRetire(ctx, id); err != nil {
 			return err
 		}
@@ -197,6 +192,16 @@ func (m *machine) cleanRetiring(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// retiring lists the deployments whose removal was interrupted.
+func retiring(f Facts) (ids []string) {
+	for _, a := range f.State.Entries {
+		if a.Retiring && a.Deployment != f.BootedID() && !slices.Contains(ids, a.Deployment) {
+			ids = append(ids, a.Deployment)
+		}
+	}
+	return ids
 }
 
 func (m *machine) cleanPayloads(context.Context) error {
@@ -278,6 +283,9 @@ func (m *machine) retire(ctx context.Context, id string) error {
 }
 
 func (m *machine) finishRetire(ctx context.Context, id string) error {
+	if err := m.checkNotRunning(id); err != nil {
+		return err
+	}
 	for _, a := range m.facts.State.Entries {
 		if a.Deployment != id {
 			continue
@@ -303,8 +311,8 @@ func (m *machine) finishRetire(ctx context.Context, id string) error {
 // forget removes state, tag and refs of a deployment that no entry boots, and
 // says so in the journal.
 func (m *machine) forget(ctx context.Context, id string) error {
-	if id == m.facts.BootedID() {
-		return fmt.Errorf("remove deployment %s: it is running", short(id))
+	if err := m.checkNotRunning(id); err != nil {
+		return err
 	}
 	if err := m.untag(ctx, id); err != nil {
 		return err
@@ -321,6 +329,13 @@ func (m *machine) forget(ctx context.Context, id string) error {
 		return err
 	}
 	return m.look()
+}
+
+func (m *machine) checkNotRunning(id string) error {
+	if id == m.facts.BootedID() {
+		return fmt.Errorf("remove deployment %s: it is running", short(id))
+	}
+	return nil
 }
 
 // removeState removes the directory of a deployment: under another name first,

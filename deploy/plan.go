@@ -55,7 +55,34 @@ func nextRepair(f Facts) (repair, bool) {
 			}}, true
 		}
 	}
-	return repair{}, false
+	return unretire(f)
+}
+
+// unretire takes a removal back that was interrupted while entries of its
+// deployment were there, one of which has started it since. Of several entries
+// those that are gone are forgotten; if none is left they are missed, as any other.
+func unretire(f Facts) (repair, bool) {
+	id := f.BootedID()
+	retiring, whole := false, false
+	var gone []uint64
+	for _, a := range f.State.Entries {
+		switch {
+		case a.Deployment != id:
+			continue
+		case f.EntryOf(a.Seq) == nil:
+			gone = append(gone, a.Seq)
+		case f.whole(a):
+			whole = true
+		}
+		retiring = retiring || a.Retiring
+	}
+	if !retiring {
+		return repair{}, false
+	}
+	if !whole {
+		gone = nil
+	}
+	return repair{Event: record.Event{Kind: record.EventUnretire, Deployment: id, Gone: gone}}, true
 }
 
 func repairTransaction(f Facts, t *record.Transaction) repair {

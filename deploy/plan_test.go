@@ -67,6 +67,7 @@ func armed(id string, seq uint64) []record.Event {
 }
 
 func blessed(seq uint64) record.Event { return record.Event{Kind: record.EventBlessed, Entry: seq} }
+func retire(id string) record.Event   { return record.Event{Kind: record.EventRetire, Deployment: id} }
 func failed(seq uint64) record.Event {
 	return record.Event{Kind: record.EventFailed, Entry: seq, Reason: "why"}
 }
@@ -231,6 +232,13 @@ func TestNextRepair(t *testing.T) {
 		{"given up", two, idA, []esp.Entry{file(t, 2, "+0-3", idB)},
 			record.Event{Kind: record.EventFailed, Entry: 2, Reason: "the boot loader gave up after 3 tries"}, ""},
 		{"given up, known", join(two, []record.Event{failed(2)}), idA, []esp.Entry{file(t, 2, "+0-3", idB)}, record.Event{}, ""},
+		{"what runs is being retired", join(two, []record.Event{retire(idA)}), idA, []esp.Entry{file(t, 1, "", idA)},
+			record.Event{Kind: record.EventUnretire, Deployment: idA}, ""},
+		{"what runs is being retired, one entry is gone", join(two, rollback, []record.Event{{Kind: record.EventArmed, Deployment: idA, Entry: 3}, retire(idA)}), idA,
+			[]esp.Entry{file(t, 3, "", idA)}, record.Event{Kind: record.EventUnretire, Deployment: idA, Gone: []uint64{1}}, ""},
+		{"what runs is being retired, every entry is gone", join(two, []record.Event{retire(idA)}), idA, nil,
+			record.Event{Kind: record.EventUnretire, Deployment: idA}, ""},
+		{"another is being retired", join(two, []record.Event{retire(idA)}), idB, []esp.Entry{file(t, 1, "", idA), file(t, 2, "+2-1", idB)}, record.Event{}, ""},
 		{"other booted, tries left", two, idA, []esp.Entry{file(t, 2, "+1-2", idB)}, record.Event{}, ""},
 	}
 	for _, tc := range tests {

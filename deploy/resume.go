@@ -96,6 +96,9 @@ func asRepaired(before record.State, e record.Event) (r Repaired, ok bool) {
 	case e.Kind == record.EventDropped:
 		r.Operation, r.Outcome = string(record.OpUpgrade), OutcomeUndone
 		r.Message = fmt.Sprintf("the staged deployment %s is given up: %s", short(e.Deployment), e.Reason)
+	case e.Kind == record.EventUnretire:
+		r.Operation, r.Outcome = "retire", OutcomeUndone
+		r.Message = fmt.Sprintf("the interrupted removal of deployment %s was undone: it is running", short(e.Deployment))
 	case e.Kind == record.EventRetired:
 		r.Operation, r.Outcome = "retire", OutcomeFinished
 		r.Message = fmt.Sprintf("the interrupted removal of deployment %s was finished", short(e.Deployment))

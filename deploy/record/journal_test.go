@@ -154,6 +154,23 @@ func TestJournalLife(t *testing.T) {
 	}
 }
 
+// TestJournalUnretire: what was being removed, and runs, is as if that had not begun.
+func TestJournalUnretire(t *testing.T) {
+	d := disk{}
+	before := d.play(t, slices.Concat(install, bless1, upgrade, finalize, rollback)...)
+	s := d.play(t, ev{Kind: record.EventRetire, Deployment: id1})
+	if s.Newest().Deployment != id2 || s.Rollback(id2) != nil {
+		t.Errorf("while it is removed: %+v", s)
+	}
+	if diff := cmp.Diff(before, d.play(t, ev{Kind: record.EventUnretire, Deployment: id1})); diff != "" {
+		t.Errorf("taken back (-before +after):\n%s", diff)
+	}
+	s = d.play(t, ev{Kind: record.EventRetire, Deployment: id1}, ev{Kind: record.EventUnretire, Deployment: id1, Gone: []uint64{1}})
+	if len(s.Entries) != 2 || s.Entry(1) != nil || s.Entry(3).Retiring || !s.Entry(3).Blessed {
+		t.Errorf("taken back with one entry: %+v", s.Entries)
+	}
+}
+
 func TestJournalFailure(t *testing.T) {
 	d := disk{}
 	d.play(t, slices.Concat(install, bless1, upgrade, finalize)...)
@@ -211,6 +228,7 @@ func TestJournalSupersedeAndAbort(t *testing.T) {
 }
 
 func TestJournalRefusesWrongOrder(t *testing.T) {
+	retire1 := slices.Concat(install, []ev{{Kind: record.EventRetire, Deployment: id1}})
 	for _, tc := range []struct {
 		name   string
 		before []ev
@@ -241,6 +259,9 @@ func TestJournalRefusesWrongOrder(t *testing.T) {
 		{"renumber nothing", install, ev{Kind: record.EventRenumber}},
 		{"retire the staged", slices.Concat(install, upgrade), ev{Kind: record.EventRetire, Deployment: id2}},
 		{"retire the unknown", install, ev{Kind: record.EventRetire, Deployment: id2}},
+		{"take back what was not announced", install, ev{Kind: record.EventUnretire, Deployment: id1}},
+		{"take back all entries", retire1, ev{Kind: record.EventUnretire, Deployment: id1, Gone: []uint64{1}}},
+		{"take back with an entry of another", slices.Concat(install, bless1, upgrade, finalize, retire1[len(install):]), ev{Kind: record.EventUnretire, Deployment: id1, Gone: []uint64{2}}},
 		{"retired without announcement", install, ev{Kind: record.EventRetired, Deployment: id1}},
 		{"abort nothing", install, ev{Kind: record.EventAborted, Transaction: "t2"}},
 	} {

@@ -71,6 +71,8 @@ const (
 	// EventRetire announces that the deployment's entries, payload and state are
 	// going to be removed.
 	EventRetire EventKind = "retire"
+	// EventUnretire takes EventRetire back: the deployment runs.
+	EventUnretire EventKind = "unretire"
 	// EventRetired says that nothing of the deployment is left.
 	EventRetired EventKind = "retired"
 )
@@ -88,7 +90,8 @@ type Event struct {
 	Tries       uint      `json:"tries,omitempty"`       // 0: the entry is not counted
 	Reason      string    `json:"reason,omitempty"`      // for people
 
-	DownloadOnly bool `json:"download_only,omitempty"` // of what is staged
+	DownloadOnly bool     `json:"download_only,omitempty"` // of what is staged
+	Gone         []uint64 `json:"gone,omitempty"`          // sequence numbers of entries that are not there any more
 }
 
 // Transaction is work that was begun and is neither done nor undone.

@@ -22,6 +22,7 @@ var transitions = map[EventKind]func(s *State, e Event, now time.Time) error{
 	EventAborted:        (*State).applyAborted,
 	EventDropped:        (*State).applyDropped,
 	EventRetire:         (*State).applyRetire,
+	EventUnretire:       (*State).applyUnretire,
 	EventRetired:        (*State).applyRetired,
 }
 
@@ -223,6 +224,30 @@ func (s *State) applyRetire(e Event, _ time.Time) error {
 	for i := range s.Entries {
 		if s.Entries[i].Deployment == e.Deployment {
 			s.Entries[i].Retiring = true
+		}
+	}
+	return nil
+}
+
+// applyUnretire needs Deployment, after EventRetire; Gone may list some of its
+// entries, which are forgotten.
+func (s *State) applyUnretire(e Event, _ time.Time) error {
+	of := func(a ArmedEntry) bool { return a.Deployment == e.Deployment }
+	if !slices.ContainsFunc(s.Entries, func(a ArmedEntry) bool { return of(a) && a.Retiring }) {
+		return refuse(e, "deployment %q is not being retired", e.Deployment)
+	}
+	for _, seq := range e.Gone {
+		if a := s.Entry(seq); a == nil || !of(*a) {
+			return refuse(e, "entry %d is not one of deployment %s", seq, e.Deployment)
+		}
+	}
+	s.Entries = slices.DeleteFunc(s.Entries, func(a ArmedEntry) bool { return slices.Contains(e.Gone, a.Seq) })
+	if s.LatestOf(e.Deployment) == nil {
+		return refuse(e, "no entry of deployment %s would be left", e.Deployment)
+	}
+	for i := range s.Entries {
+		if of(s.Entries[i]) {
+			s.Entries[i].Retiring = false
 		}
 	}
 	return nil
