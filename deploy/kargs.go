@@ -161,6 +161,9 @@ func siteKargs(state *durable.Dir, etc string) ([]kargs.File, error) {
 		if path.Ext(x.Name) != kargs.Suffix {
 			continue
 		}
+		if len(files) == kargs.MaxFiles {
+			return nil, tooMany(kargs.SiteDir)
+		}
 		f := kargs.File{Path: kargs.SiteDir + "/" + x.Name}
 		st, err := state.Lstat(dir + "/" + x.Name)
 		if err != nil {
@@ -186,7 +189,7 @@ func siteKargs(state *durable.Dir, etc string) ([]kargs.File, error) {
 		}
 		files = append(files, f)
 	}
-	return files, tooMany(kargs.SiteDir, len(files))
+	return files, nil
 }
 
 // masked is what a link points to that takes the file of its name out of use.
@@ -211,14 +214,14 @@ func imageKargs(root *tree.Node, o bootimage.ObjectOpener, dirs ...string) ([]ka
 			if path.Ext(name) != kargs.Suffix {
 				continue
 			}
+			if n == kargs.MaxFiles { // before another one is read: an image may name any number
+				return nil, tooMany(dir)
+			}
 			f := kargs.File{Path: dir + "/" + name}
 			if f.Data, err = imageKargsFile(f.Path, x, o); err != nil {
 				return nil, err
 			}
 			files, n = append(files, f), n+1
-		}
-		if err := tooMany(dir, n); err != nil {
-			return nil, err
 		}
 	}
 	return files, nil
@@ -241,11 +244,8 @@ func imageKargsFile(name string, x *tree.Node, o bootimage.ObjectOpener) ([]byte
 	return io.ReadAll(r)
 }
 
-func tooMany(dir string, n int) error {
-	if n > kargs.MaxFiles {
-		return refuseKargs(&kargs.FormatError{Path: dir, Detail: fmt.Sprintf("%d files, limit %d", n, kargs.MaxFiles)})
-	}
-	return nil
+func tooMany(dir string) error {
+	return refuseKargs(&kargs.FormatError{Path: dir, Detail: fmt.Sprintf("more than %d files", kargs.MaxFiles)})
 }
 
 // refuseKargs makes a refusal of what is wrong with a file. Names of the site's

@@ -224,6 +224,37 @@ func TestKargsRefused(t *testing.T) {
 	}
 }
 
+// TestKargsTooMany: no more files are read than may be, so the one that cannot be
+// used is not found.
+func TestKargsTooMany(t *testing.T) {
+	check := func(t *testing.T, err error, path string) {
+		t.Helper()
+		checkRefusedFile(t, err, path)
+		if err == nil || !strings.Contains(err.Error(), "more than 128 files") || strings.Contains(err.Error(), ".toml") {
+			t.Errorf("got %v, want a refusal of the number of files", err)
+		}
+	}
+	more := map[string]string{}
+	for i := range 128 {
+		more[fmt.Sprintf("%s%03d.toml", bootcKargs, i)] = ""
+	}
+	must(t, settled(newWorld(t).install(releaseWith(t, "2", more))))
+	more[bootcKargs+"200.toml/"] = ""
+	_, err := newWorld(t).install(releaseWith(t, "2", more))
+	check(t, err, "/usr/lib/bootc/kargs.d")
+
+	w := newWorld(t)
+	w.releases(release(t, "1"))
+	for i := range 128 {
+		w.siteKargs(fmt.Sprintf("%03d.toml", i), "")
+	}
+	must(t, settled(w.upgrade(release(t, "2"))))
+	must(t, os.Mkdir(filepath.Join(w.root.Path(), "state/deploy", w.booted(), "etc/cfsboot/kargs.d/200.toml"), 0o755))
+	w.changed()
+	_, err = w.upgrade(release(t, "3"))
+	check(t, err, "/etc/cfsboot/kargs.d")
+}
+
 // TestKargsTooLong: what the kernel would cut off is refused.
 func TestKargsTooLong(t *testing.T) {
 	w := newWorld(t)
