@@ -2,10 +2,7 @@ package deploy
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
-	"fmt"
-	"math"
 	"path"
 
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
@@ -43,7 +40,7 @@ type Checked struct {
 // about it. It asks for the manifest only, takes no lock, and changes nothing but
 // what `status` shows as cached update, below /run. If Upgrade had nothing to do
 // the error is ErrNothingToDo. Errors: *RefusedError, as from Upgrade, and those
-// of the source.
+// of the source and of a manifest that a pull would refuse.
 func Check(ctx context.Context, o CheckOptions) (*Checked, error) {
 	f, err := readFacts(o.Options)
 	if err != nil {
@@ -82,20 +79,14 @@ func Check(ctx context.Context, o CheckOptions) (*Checked, error) {
 
 // newChecked fills in what is known without a decision.
 func newChecked(f Facts, reference string, resolved oci.Resolved) (*Checked, error) {
-	var m v1.Manifest
-	if err := json.Unmarshal(resolved.Manifest, &m); err != nil {
-		return nil, &oci.FormatError{Where: "manifest of " + reference, Detail: "is no JSON of a manifest", Err: err}
+	m, size, err := manifestOf(reference, resolved)
+	if err != nil {
+		return nil, err
 	}
 	c := &Checked{
 		Reference: reference, ManifestDigest: string(resolved.Descriptor.Digest), IndexDigest: string(resolved.IndexDigest),
-		Version: m.Annotations[v1.AnnotationVersion], Created: m.Annotations[v1.AnnotationCreated], Layers: len(m.Layers),
+		Version: m.Annotations[v1.AnnotationVersion], Created: m.Annotations[v1.AnnotationCreated], Layers: len(m.Layers), SizeBytes: size,
 		Booted: f.BootedID(), BootedDigest: f.Deployments[f.BootedID()].ManifestDigest,
-	}
-	for _, l := range m.Layers {
-		if l.Size < 0 || c.SizeBytes > math.MaxInt64-l.Size {
-			return nil, &oci.FormatError{Where: "manifest of " + reference, Detail: fmt.Sprintf("size %d of layer %s", l.Size, l.Digest)}
-		}
-		c.SizeBytes += l.Size
 	}
 	if st := f.State.Staged; st != nil {
 		c.Staged = st.Deployment

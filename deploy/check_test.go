@@ -2,14 +2,17 @@ package deploy_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/cfsboot/cfsboot/deploy"
@@ -97,13 +100,8 @@ func TestCheck(t *testing.T) {
 func TestCheckRefuses(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	bad := release(t, "bad")
 	w.releases(release(t, "1"))
-	must(t, settled(w.upgrade(bad)))
-	must(t, settled(w.finalize()))
-	for range 4 {
-		w.boot()
-	}
+	w.failed(release(t, "bad"))
 	var refused *deploy.RefusedError
 	if _, err := w.checked(deploy.CheckOptions{}); !errors.As(err, &refused) || refused.Code != deploy.CodeFailed {
 		t.Errorf("check of what did not boot: %v", err)
@@ -114,6 +112,35 @@ func TestCheckRefuses(t *testing.T) {
 	must(t, os.Remove(filepath.Join(w.running, record.BootedPath)))
 	if _, err := w.checked(deploy.CheckOptions{}); !errors.As(err, &refused) || refused.Code != deploy.CodeNotManaged {
 		t.Errorf("on another machine: %v", err)
+	}
+}
+
+// TestCheckHostileManifest: what a pull would refuse is refused, and nothing of it
+// is counted.
+func TestCheckHostileManifest(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.releases(release(t, "1"))
+	for name, change := range map[string]func(*v1.Manifest){
+		"negative":  func(m *v1.Manifest) { m.Layers[0].Size = -1 },
+		"overflow":  func(m *v1.Manifest) { m.Layers[0].Size = math.MaxInt64; m.Layers = append(m.Layers, m.Layers[0]) },
+		"no layers": func(m *v1.Manifest) { m.Layers = nil },
+		"artifact":  func(m *v1.Manifest) { m.Config.MediaType = "application/vnd.example" },
+	} {
+		img := release(t, "2")
+		var m v1.Manifest
+		must(t, json.Unmarshal(img.Manifest, &m))
+		change(&m)
+		var err error
+		img.Manifest, err = json.Marshal(m)
+		must(t, err)
+		img.Descriptor.Digest = digest.FromBytes(img.Manifest)
+		w.tag = img
+		var format *oci.FormatError
+		var kind *oci.MediaTypeError
+		if c, err := w.checked(deploy.CheckOptions{}); !errors.As(err, &format) && !errors.As(err, &kind) {
+			t.Errorf("%s: got %+v, %v", name, c, err)
+		}
 	}
 }
 

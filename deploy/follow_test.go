@@ -206,11 +206,7 @@ func TestSwitchToFailed(t *testing.T) {
 	w := newWorld(t)
 	bad := release(t, "bad")
 	w.releases(release(t, "1"))
-	must(t, settled(w.upgrade(bad)))
-	must(t, settled(w.finalize()))
-	for range 4 {
-		w.boot()
-	}
+	w.failed(bad)
 	var refused *deploy.RefusedError
 	if _, err := w.switchTo(otherReference, bad, deploy.SwitchOptions{}); !errors.As(err, &refused) || refused.Code != deploy.CodeFailed {
 		t.Fatalf("switch to what did not boot: %v", err)

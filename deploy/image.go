@@ -3,7 +3,11 @@ package deploy
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"math"
+
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/cfsboot/cfsboot/bootimage"
 	"github.com/cfsboot/cfsboot/deploy/esp"
@@ -41,6 +45,22 @@ func resolve(ctx context.Context, o PullOptions, reference string) (oci.Source, 
 		return nil, oci.Resolved{}, errors.Join(err, src.Close())
 	}
 	return src, resolved, nil
+}
+
+// manifestOf reads the manifest that a reference stands for. size is what its
+// layers take as they are sent. Errors: those of oci.ParseManifest.
+func manifestOf(reference string, resolved oci.Resolved) (m v1.Manifest, size int64, err error) {
+	where := "manifest of " + reference
+	if m, err = oci.ParseManifest(where, resolved.Manifest); err != nil {
+		return m, 0, err
+	}
+	for _, l := range m.Layers {
+		if size > math.MaxInt64-l.Size {
+			return m, 0, &oci.FormatError{Where: where, Detail: fmt.Sprintf("size %d of layer %s, with the other layers more than there are numbers", l.Size, l.Digest)}
+		}
+		size += l.Size
+	}
+	return m, size, nil
 }
 
 // pullImage brings an image into the repository and looks for what boots it. An

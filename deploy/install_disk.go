@@ -2,7 +2,6 @@ package deploy
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -12,7 +11,6 @@ import (
 	"strings"
 	"time"
 
-	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
 	"github.com/cfsboot/cfsboot/deploy/esp"
@@ -133,7 +131,7 @@ func (o DiskOptions) probe(ctx context.Context, path string) (*os.File, install.
 	}
 	var d install.Disk
 	if o.Size > 0 {
-		err = &install.TargetError{Path: path, Detail: "it is there, and a size is for a new file"}
+		err = &install.TargetError{Path: path, Detail: "it is there, and a size is for a new file: leave --size out"}
 	}
 	if err == nil {
 		err = lockDisk(ctx, disk)
@@ -231,18 +229,11 @@ func (o DiskOptions) checkImage(ctx context.Context, plan *install.DiskPlan) (er
 		return err
 	}
 	defer func() { err = errors.Join(err, src.Close()) }()
-	var manifest v1.Manifest
-	if json.Unmarshal(resolved.Manifest, &manifest) != nil {
-		return nil // an index, or what the pull will refuse
+	_, size, err := manifestOf(o.Image, resolved)
+	if err == nil && size > plan.RootSize {
+		err = &durable.SpaceError{Where: plan.Path, Need: size, Have: plan.RootSize, Err: unix.ENOSPC}
 	}
-	var sum int64
-	for _, layer := range manifest.Layers {
-		sum += max(layer.Size, 0)
-	}
-	if sum > plan.RootSize {
-		return &durable.SpaceError{Where: plan.Path, Need: sum, Have: plan.RootSize, Err: unix.ENOSPC}
-	}
-	return nil
+	return err
 }
 
 // makeFile makes a sparse file.

@@ -363,7 +363,9 @@ func TestRootInstallRefusedUntouched(t *testing.T) {
 		"key":       {func(o *deploy.DiskOptions) { o.RootSSHKeys = []byte("nonsense") }, testDiskSize, refusedFor(deploy.CodeIdentity)},
 		"small ESP": {func(o *deploy.DiskOptions) { o.ESPSize = 8 << 20 }, testDiskSize, refusedFor(deploy.CodeTarget)},
 		"s390x":     {func(o *deploy.DiskOptions) { o.Platform.Architecture = "s390x" }, testDiskSize, refusedFor(deploy.CodeImage)},
-		"not whole": {func(o *deploy.DiskOptions) { o.Size = testDiskSize }, testDiskSize, refusedFor(deploy.CodeTarget)},
+		"not whole": {func(o *deploy.DiskOptions) { o.Size = testDiskSize }, testDiskSize, func(err error) bool {
+			return refusedFor(deploy.CodeTarget)(err) && strings.Contains(err.Error(), "leave --size out")
+		}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			file := filepath.Join(t.TempDir(), "image")

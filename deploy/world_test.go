@@ -262,6 +262,16 @@ func used(root string) (sum int64) {
 	return sum
 }
 
+// failed upgrades to an image that never boots well, so that the machine falls back.
+func (w *world) failed(img *ocitest.Image) {
+	w.t.Helper()
+	must(w.t, settled(w.upgrade(img)))
+	must(w.t, settled(w.finalize()))
+	for range 4 {
+		w.boot()
+	}
+}
+
 func (w *world) pull() deploy.PullOptions {
 	return deploy.PullOptions{Parallel: 1, OpenSource: func(_ context.Context, ref string) (oci.Source, error) {
 		switch {

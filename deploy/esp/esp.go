@@ -484,8 +484,11 @@ func (e *ESP) RemoveEntry(name string) error {
 	if err := e.dir.SyncFS(); err != nil {
 		return err
 	}
-	if ok, err := dir.Exists(name); err != nil || ok {
-		return errors.Join(err, fmt.Errorf("remove boot entry %q: it is still there", name))
+	switch ok, err := dir.Exists(name); {
+	case err != nil:
+		return fmt.Errorf("look whether boot entry %q is gone: %w", name, err)
+	case ok:
+		return fmt.Errorf("remove boot entry %q: it is still there", name)
 	}
 	return nil
 }
