@@ -104,21 +104,41 @@ func (p Prober) Probe(ctx context.Context, f *os.File) (Disk, error) {
 	}
 	if len(d.Signatures) == 0 {
 		// An empty disk has no use, a file may be somebody's text.
-		if d.Data, err = hasData(f); err != nil {
+		if d.Data, err = hasData(ctx, f); err != nil {
 			return Disk{}, err
 		}
 	}
 	return d, nil
 }
 
-// hasData tells whether something else than zeros is in the first part of a file.
-func hasData(f *os.File) (bool, error) {
+// hasData tells whether something else than zeros is in a file. Holes are not read.
+func hasData(ctx context.Context, f *os.File) (bool, error) {
 	b := make([]byte, 1<<20)
-	n, err := f.ReadAt(b, 0)
-	if err != nil && !errors.Is(err, io.EOF) {
-		return false, err
+	for at := int64(0); ; {
+		if err := ctx.Err(); err != nil {
+			return false, context.Cause(ctx)
+		}
+		data, err := unix.Seek(int(f.Fd()), at, unix.SEEK_DATA)
+		switch {
+		case errors.Is(err, unix.ENXIO): // none up to the end
+			return false, nil
+		case err == nil:
+			at = data
+		case !errors.Is(err, unix.EINVAL): // which says that the file system does not know
+			return false, &fs.PathError{Op: "seek", Path: f.Name(), Err: err}
+		}
+		n, err := f.ReadAt(b, at)
+		if err != nil && !errors.Is(err, io.EOF) {
+			return false, err
+		}
+		if len(bytes.TrimLeft(b[:n], "\x00")) > 0 {
+			return true, nil
+		}
+		if err != nil {
+			return false, nil
+		}
+		at += int64(n)
 	}
-	return len(bytes.Trim(b[:n], "\x00")) > 0, nil
 }
 
 // device fills in what the kernel says of a block device. It returns its folder

@@ -134,6 +134,40 @@ func TestProbeFile(t *testing.T) {
 	}
 }
 
+// TestProbeFileData: data is found wherever it lies in a file; zeros are none,
+// whether they take space or not.
+func TestProbeFileData(t *testing.T) {
+	const size = 32 << 20
+	for name, c := range map[string]struct {
+		at    int64
+		bytes []byte
+		want  bool
+	}{
+		"zeros at the beginning": {0, make([]byte, 100), false},
+		"zeros behind":           {5 << 20, make([]byte, 3<<20), false},
+		"in the first MiB":       {1<<20 - 1, []byte{1}, true},
+		"behind it":              {1 << 20, []byte{1}, true},
+		"after zeros":            {5 << 20, append(make([]byte, 3<<20), 1), true},
+		"last byte":              {size - 1, []byte{1}, true},
+	} {
+		f, err := os.Create(filepath.Join(t.TempDir(), "disk"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		if err := f.Truncate(size); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.WriteAt(c.bytes, c.at); err != nil {
+			t.Fatal(err)
+		}
+		got, err := install.Prober{Root: t.TempDir(), Tools: wipefs{"disk": ""}}.Probe(t.Context(), f)
+		if err != nil || got.Data != c.want {
+			t.Errorf("%s: got %+v, %v", name, got, err)
+		}
+	}
+}
+
 // TestProbeDevice: what sysfs, the mount table and the swap table say of a disk.
 func TestProbeDevice(t *testing.T) {
 	device := blockNode(t)
