@@ -190,7 +190,7 @@ func decideIncomplete(f Facts, seq uint64, counted, entriesRead bool) afterFailu
 	}
 	for i := range f.Entries {
 		x := &f.Entries[i]
-		if x.Ours && x.Err == nil && x.Name.Token == f.State.Token && x.Name.Seq != seq && !x.Name.Counter.Bad() && x.ImageID() != "" {
+		if f.ours(*x) && x.Err == nil && x.Name.Seq != seq && !x.Name.Counter.Bad() && x.ImageID() != "" {
 			return afterFailure{true, fmt.Sprintf("no tries left, next is deployment %s", short(x.ImageID()))}
 		}
 	}

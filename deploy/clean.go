@@ -292,7 +292,7 @@ func (m *machine) finishRetire(ctx context.Context, id string) error {
 		}
 		// A torn rename of the counter leaves two files with one number.
 		for _, e := range m.facts.Entries {
-			if e.Ours && e.Name.Token == m.facts.State.Token && e.Name.Seq == a.Seq {
+			if m.facts.ours(e) && e.Name.Seq == a.Seq {
 				if err := m.esp.RemoveEntry(e.File); err != nil {
 					return err
 				}

@@ -58,7 +58,7 @@ func outranking(f Facts, seq uint64) *esp.Entry {
 	var out *esp.Entry
 	for i := range f.Entries {
 		e := &f.Entries[i]
-		if fileOfTorn(e) == "" && e.Ours && e.Name.Token == f.State.Token && !e.Name.Counter.Bad() && e.Name.Seq >= seq && f.State.Entry(e.Name.Seq) == nil &&
+		if fileOfTorn(e) == "" && f.ours(*e) && !e.Name.Counter.Bad() && e.Name.Seq >= seq && f.known(*e) == nil &&
 			(out == nil || e.Name.Seq > out.Name.Seq) {
 			out = e
 		}

@@ -38,11 +38,23 @@ func (f Facts) BootedID() string {
 	return f.Booted.Digest
 }
 
+// ours tells whether the name of an entry is one of this installation.
+func (f Facts) ours(e esp.Entry) bool { return e.Ours && e.Name.Token == f.State.Token }
+
+// known is what the journal says about the file of an entry. nil: it is not in the
+// journal, and perhaps not of this installation.
+func (f Facts) known(e esp.Entry) *record.ArmedEntry {
+	if !f.ours(e) {
+		return nil
+	}
+	return f.State.Entry(e.Name.Seq)
+}
+
 // EntryOf finds the file of an entry by its sequence number, whatever its
 // counter is by now. nil: there is none.
 func (f Facts) EntryOf(seq uint64) *esp.Entry {
 	for i := range f.Entries {
-		if e := &f.Entries[i]; e.Ours && e.Name.Token == f.State.Token && e.Name.Seq == seq {
+		if e := &f.Entries[i]; f.ours(*e) && e.Name.Seq == seq {
 			return e
 		}
 	}
@@ -62,10 +74,10 @@ func (f Facts) DefaultID() string {
 		if e.Err != nil {
 			continue
 		}
-		if !e.Ours || e.Name.Token != f.State.Token {
+		if !f.ours(e) {
 			return ""
 		}
-		if a := f.State.Entry(e.Name.Seq); a != nil {
+		if a := f.known(e); a != nil {
 			return a.Deployment
 		}
 		return e.ImageID()

@@ -14,6 +14,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/cfsboot/cfsboot/deploy"
+	"github.com/cfsboot/cfsboot/deploy/esp"
+	"github.com/cfsboot/cfsboot/internal/durable"
 	"github.com/cfsboot/cfsboot/repo"
 )
 
@@ -243,6 +245,7 @@ func withNeighbours(t *testing.T, w *world) {
 		_, err := w.gc(0)
 		return nothing(err)
 	})
+	checkPayloads(t, w, []string{"README", "notes", foreignPayload, named})
 	w.boot()
 	if list, err := os.ReadDir(filepath.Join(w.fat.Path(), "cfsboot", named)); err != nil || len(list) != 2 {
 		t.Errorf("the payload that a foreign entry names: %v, %v", list, err)
@@ -306,5 +309,103 @@ func TestUsedESP(t *testing.T) {
 		w.changed()
 		must(t, settled(w.install(release(t, "1"))))
 		w.boot()
+	}
+}
+
+// TestLongForeignEntry: one file that is too long for an entry does not keep the
+// kernels of deployments that are gone, and status names it.
+func TestLongForeignEntry(t *testing.T) {
+	w := newWorld(t)
+	w.configure("keep = 0\n")
+	w.releases(releasesOf(t, 2)...)
+	long := neighbours{"loader/entries/long.conf": "# " + strings.Repeat("x", 100<<10)}
+	long.put(t, w.fat.Path())
+	w.changed()
+	for n := range 3 {
+		must(t, settled(w.upgrade(release(t, fmt.Sprint(n+3)))))
+		must(t, settled(w.finalize()))
+		w.boot()
+		w.bless()
+	}
+	must(t, removed(w.gc(0)))
+	checkPayloads(t, w, nil)
+	long.check(t, "in the end", w.fat.Path())
+	if !slices.ContainsFunc(w.status().Cfsboot.Problems, func(p deploy.Problem) bool {
+		return p.Code == deploy.ProblemEntry && strings.Contains(p.Message, "long.conf")
+	}) {
+		t.Errorf("problems %+v", w.status().Cfsboot.Problems)
+	}
+}
+
+// TestPayloadsThatStay: kernels that files of somebody else name make no room when
+// their deployments go. So a new release that needs the room is refused before any
+// deployment goes for it.
+func TestPayloadsThatStay(t *testing.T) {
+	for name, file := range map[string]func(w *world, payload string) (string, string){
+		"entry of another installation with a number of ours": func(w *world, payload string) (string, string) {
+			return "cfsboot_other-0000000001.conf", "title other\nsort-key zz\nlinux /cfsboot/" + payload + "/vmlinuz\n"
+		},
+		"initrd": func(w *world, payload string) (string, string) {
+			return "mine.conf", "title mine\nsort-key zz\ninitrd /cfsboot/" + payload + "/initrd\nlinux /vmlinuz\n"
+		},
+		"backslashes": func(w *world, payload string) (string, string) {
+			return "mine.conf", "title mine\nsort-key zz\nlinux \\cfsboot\\" + payload + "\\vmlinuz\n"
+		},
+		"long file": func(w *world, payload string) (string, string) {
+			return "mine.conf", "# " + strings.Repeat("x", 100<<10) + "\nlinux /cfsboot/" + payload + "/vmlinuz\n"
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			w.configure("keep = 9\n")
+			ids := w.releases(releasesOf(t, 3)...)
+			must(t, settled(w.upgrade(release(t, "3")))) // the journal knows that it is good
+			payload := w.state().LatestOf(ids[0]).BootDigest
+			base, text := file(w, payload)
+			foreign := neighbours{"loader/entries/" + base: text}
+			foreign.put(t, w.fat.Path())
+			w.changed()
+			// Room for a payload less two clusters, and what rollback goes to may not go.
+			must(t, removed(w.delete(ids[1])))
+			w.limit = (used(w.fat.Path()) + 7*cluster - 2*cluster) * 8 / 7
+			before := w.state()
+			_, err := w.upgrade(release(t, "4"))
+			var space *durable.SpaceError
+			if !errors.As(err, &space) {
+				t.Errorf("got %v, want a SpaceError", err)
+			}
+			if d := cmp.Diff(before.Entries, w.state().Entries); d != "" {
+				t.Errorf("entries (-before +after):\n%s", d)
+			}
+			w.limit = 0
+			must(t, removed(w.delete(ids[0])))
+			checkPayloads(t, w, []string{payload})
+			foreign.check(t, "in the end", w.fat.Path())
+		})
+	}
+}
+
+// checkPayloads compares the payloads on the boot partition with what deployments
+// need, and what others name.
+func checkPayloads(t *testing.T, w *world, others []string) {
+	t.Helper()
+	want := slices.Clone(others)
+	s := w.state()
+	for _, a := range s.Entries {
+		want = append(want, a.BootDigest)
+	}
+	if s.Staged != nil {
+		want = append(want, s.Staged.BootDigest)
+	}
+	list, err := os.ReadDir(filepath.Join(w.fat.Path(), esp.PayloadDir))
+	must(t, err)
+	var got []string
+	for _, x := range list {
+		got = append(got, x.Name())
+	}
+	slices.Sort(want)
+	if d := cmp.Diff(slices.Compact(want), got); d != "" {
+		t.Errorf("payloads, mismatch (-needed +found):\n%s", d)
 	}
 }

@@ -2,6 +2,7 @@ package deploy
 
 import (
 	"errors"
+	"maps"
 	"slices"
 	"strings"
 
@@ -304,7 +305,8 @@ type candidate struct {
 }
 
 // groups makes candidates of deployments that may go, in their order: a payload
-// is free when the last one goes that uses it. size tells what a payload takes.
+// is free when the last one goes that uses it. What a file of somebody else names
+// does not become free. size tells what a payload takes.
 func groups(f Facts, ids []string, size func(digest string) int64) []candidate {
 	users := map[string][]string{} // of a payload
 	use := func(digest, id string) {
@@ -321,9 +323,18 @@ func groups(f Facts, ids []string, size func(digest string) int64) []candidate {
 	if t := f.State.Transaction; t != nil {
 		use(t.BootDigest, t.Deployment)
 	}
+	digests := slices.Sorted(maps.Keys(users))
+	// What an entry names goes after the entry: see stalePayloads. One that is not in
+	// the journal stays.
 	for _, e := range f.Entries {
-		if !e.Ours || f.State.Entry(e.Name.Seq) == nil {
-			use(e.Payload(), e.File) // somebody else's
+		user := e.File
+		if a := f.known(e); a != nil {
+			user = a.Deployment
+		}
+		for _, digest := range digests {
+			if e.MayName(digest) {
+				use(digest, user)
+			}
 		}
 	}
 	var out []candidate
@@ -331,7 +342,8 @@ func groups(f Facts, ids []string, size func(digest string) int64) []candidate {
 	done := map[string]bool{}
 	for _, id := range ids {
 		gone[id] = true
-		for digest, all := range users {
+		for _, digest := range digests {
+			all := users[digest]
 			if done[digest] || !slices.Contains(all, id) || slices.ContainsFunc(all, func(u string) bool { return !gone[u] }) {
 				continue
 			}
@@ -360,7 +372,12 @@ func planRoom(where string, need int64, space esp.Space, candidates []candidate)
 			break
 		}
 		if c.Frees > 0 {
-			retire, have = append(retire, c.IDs...), have+c.Frees
+			have += c.Frees
+			for _, id := range c.IDs {
+				if !slices.Contains(retire, id) {
+					retire = append(retire, id)
+				}
+			}
 		}
 	}
 	if have < want {

@@ -1,6 +1,7 @@
 package deploy
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"slices"
@@ -89,12 +90,23 @@ func file(t *testing.T, seq uint64, counter, id string) esp.Entry {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return read(t, e)
+}
+
+// read gives an entry the content that it was read from.
+func read(t *testing.T, e esp.Entry) esp.Entry {
+	t.Helper()
+	data, err := e.Entry.Format()
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.Raw = bytes.ToLower(data)
 	return e
 }
 
 func torn(t *testing.T, seq uint64, counter string) esp.Entry {
 	e := file(t, seq, counter, idA)
-	e.Entry, e.Err = bls.Entry{}, &bls.EntryError{Detail: "empty file"}
+	e.Entry, e.Err, e.Raw = bls.Entry{}, &bls.EntryError{Detail: "empty file"}, []byte{}
 	return e
 }
 
@@ -107,7 +119,7 @@ func noEntry(text string) esp.Entry {
 func cut(t *testing.T, seq uint64, counter, id string) esp.Entry {
 	e := file(t, seq, counter, id)
 	e.Entry.Set("linux")
-	return e
+	return read(t, e)
 }
 
 func booted(id string) *record.Booted { return &record.Booted{Digest: id} }
@@ -460,6 +472,9 @@ func TestGroups(t *testing.T) {
 	size := func(digest string) int64 { return map[string]int64{bootA: 100, bootC: 30}[digest] }
 	foreign := file(t, 9, "", idA)
 	foreign.Ours = false
+	other := file(t, 1, "", idA) // of another installation, with a number that ours has too
+	other.Name.Token = "other"
+	edited := file(t, 2, "", idC) // by hand: of b, and starts the kernel of c
 	for _, tc := range []struct {
 		name    string
 		ids     []string
@@ -470,6 +485,12 @@ func TestGroups(t *testing.T) {
 		{"both", []string{idB, idA}, nil, []candidate{{[]string{idB, idA}, 100}}},
 		{"another between", []string{idA, idC, idB}, nil, []candidate{{[]string{idC}, 30}, {[]string{idA, idB}, 100}}},
 		{"somebody else's entry", []string{idA, idB, idC}, []esp.Entry{foreign}, []candidate{{[]string{idC}, 30}}},
+		{"an entry of another installation", []string{idA, idB, idC}, []esp.Entry{other}, []candidate{{[]string{idC}, 30}}},
+		{"a file that is no entry", []string{idA, idB, idC}, []esp.Entry{noEntry("initrd /cfsboot/" + bootC + "/ini")}, []candidate{{[]string{idA, idB}, 100}}},
+		{"a file that cannot be read", []string{idA, idB, idC}, []esp.Entry{{File: "x.conf", Err: errors.New("input/output error")}}, nil},
+		{"an entry that was edited", []string{idC}, []esp.Entry{edited}, nil},
+		{"an entry that was edited, and its deployment", []string{idC, idB, idA}, []esp.Entry{edited},
+			[]candidate{{[]string{idC, idB}, 30}, {[]string{idB, idA}, 100}}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			if d := cmp.Diff(tc.want, groups(Facts{State: s, Entries: tc.entries}, tc.ids, size)); d != "" {
@@ -510,7 +531,9 @@ func TestStalePayloads(t *testing.T) {
 		{"leftover", []esp.Entry{file(t, 1, "", idA)}, "", []string{bootC}},
 		{"wanted now", nil, bootC, []string{}},
 		{"named by a foreign entry", []esp.Entry{foreign}, "", []string{}},
-		{"an entry cannot be read", []esp.Entry{torn(t, 1, "")}, "", []string{}},
+		{"named by an entry of ours that was edited", []esp.Entry{file(t, 1, "", idC)}, "", []string{}},
+		{"a torn entry", []esp.Entry{torn(t, 1, "")}, "", []string{bootC}},
+		{"an entry cannot be read", []esp.Entry{{File: "x.conf", Err: errors.New("input/output error")}}, "", []string{}},
 		{"a file that is no entry", []esp.Entry{noEntry("title x")}, "", []string{bootC}},
 		{"a cut entry that names it", []esp.Entry{noEntry("linux /cfsboot/" + bootC + "/vml")}, "", []string{}},
 	} {

@@ -60,13 +60,13 @@ func held(f Facts) []Kept {
 	return out
 }
 
-// foreignStarters lists the files on the boot partition that start a deployment
-// and are not in the journal.
+// foreignStarters lists the files on the boot partition that may start a deployment
+// and are not in the journal: those that name its image. Of one that cannot be read
+// nobody knows.
 func foreignStarters(f Facts, id string) []string {
 	var files []string
 	for _, e := range f.Entries {
-		ours := e.Ours && e.Name.Token == f.State.Token && f.State.Entry(e.Name.Seq) != nil
-		if !ours && e.Err == nil && e.ImageID() == id {
+		if f.known(e) == nil && e.Raw != nil && e.MayName(id) {
 			files = append(files, e.File)
 		}
 	}

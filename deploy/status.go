@@ -211,7 +211,7 @@ func (b *statusBuilder) menu() []string {
 	}
 	if b.in.EntriesRead {
 		for _, e := range b.in.Entries {
-			if a := b.armed(e); a != nil {
+			if a := b.in.known(e); a != nil {
 				add(a.Deployment)
 			}
 		}
@@ -226,14 +226,6 @@ func (b *statusBuilder) menu() []string {
 		add(a.Deployment)
 	}
 	return out
-}
-
-// armed finds what the journal says about a file on the boot partition.
-func (b *statusBuilder) armed(e esp.Entry) *record.ArmedEntry {
-	if !e.Ours || e.Name.Token != b.in.State.Token {
-		return nil
-	}
-	return b.in.State.Entry(e.Name.Seq)
 }
 
 func (b *statusBuilder) defaultID(menu []string) string {
@@ -461,15 +453,20 @@ func (b *statusBuilder) entryProblems() {
 		}
 	}
 	for _, e := range b.in.Entries {
-		if e.Ours && e.Name.Token == b.in.State.Token && b.armed(e) == nil {
+		switch ours := b.in.ours(e); {
+		case ours && b.in.known(e) == nil:
 			b.problem(ProblemUnknown, "", "boot entry %q is not in the journal", e.File)
+		case !ours && e.Raw == nil:
+			b.problem(ProblemEntry, "remove or mend it: as long as nobody knows what it starts, no kernel is removed from the boot partition", "the file %q of somebody else cannot be read: %v", esp.EntryDir+"/"+e.File, e.Err)
+		case !ours && e.Long():
+			b.problem(ProblemEntry, "", "the file %q of somebody else is too long for a boot entry: %v", esp.EntryDir+"/"+e.File, e.Err)
 		}
 	}
 	for _, e := range b.in.Entries {
 		if e.Err != nil {
 			continue
 		}
-		if !e.Ours || e.Name.Token != b.in.State.Token {
+		if !b.in.ours(e) {
 			b.problem(ProblemForeign, "", "boot entry %q, which is not of this installation, stands first in the menu", e.File)
 		}
 		return

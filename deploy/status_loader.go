@@ -123,7 +123,7 @@ func (b *statusBuilder) loaderProblems() {
 		b.problem(ProblemLoader, "", "this boot was started by %s, which is none of the copies on the boot partition", b.in.Loader)
 	}
 	for _, e := range b.in.Entries {
-		if e.Ours && e.Err == nil && e.Name.Token == b.in.State.Token {
+		if b.in.ours(e) && e.Err == nil {
 			b.loaderOfEntry(e)
 		}
 	}

@@ -140,7 +140,7 @@ func (b *statusBuilder) own() OwnStatus {
 		s.Deployments = append(s.Deployments, b.deployment(id))
 	}
 	for _, e := range in.Entries {
-		if !e.Ours || e.Name.Token != in.State.Token {
+		if !in.ours(e) {
 			s.ForeignEntries = append(s.ForeignEntries, e.File)
 		}
 	}

@@ -295,7 +295,7 @@ func (m *machine) roomError(err error, space esp.Space) error {
 // payloadInUse tells whether an entry on the boot partition names a payload.
 func (m *machine) payloadInUse(digest string) bool {
 	for _, e := range m.facts.Entries {
-		if e.Err == nil && e.Payload() == digest {
+		if e.Err == nil && e.MayName(digest) {
 			return true
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"path"
 	"slices"
@@ -27,24 +28,24 @@ type Entry struct {
 	Ours  bool             // the name is one of cfsboot's
 	Name  record.EntryName // zero unless Ours
 	Entry bls.Entry        // zero if Err is set
-	Err   error            // why the content cannot be read; the entry is still there
-	// Raw is the content in lower case if it could be read but is no entry; not nil then.
+	Err   error            // why the content is no entry or cannot be read; the file is still there
+	// Raw is the content in lower case, maxRead bytes at most. nil: it cannot be read.
 	Raw []byte
 }
 
-// MayName tells whether the entry starts the image, or names the payload, whose
-// digest this is in hex. Of a file that is no entry all that counts is whether the
-// digits are in it: the loader sees no more than that. What cannot be read may
-// name anything.
+// maxRead is how much of a file is looked at for digests: far more than makes an
+// entry.
+const maxRead = 4 << 20
+
+// MayName tells whether the file may start the image, or name the payload, whose
+// digest this is in hex: all that counts is whether the digits are anywhere in it,
+// whoever has written it. What cannot be read may name anything.
 func (e Entry) MayName(digest string) bool {
-	switch {
-	case e.Err == nil:
-		return e.ImageID() == digest || e.Payload() == digest
-	case e.Raw == nil:
-		return true
-	}
-	return bytes.Contains(e.Raw, []byte(digest))
+	return e.Raw == nil || bytes.Contains(e.Raw, []byte(digest))
 }
+
+// Long tells whether the file is longer than any entry.
+func (e Entry) Long() bool { return len(e.Raw) > bls.MaxEntrySize }
 
 // ImageID returns the digest in hex of the first composefs token of the entry's
 // options, or "".
@@ -56,7 +57,9 @@ func (e Entry) ImageID() string {
 	return images[0].Digest.Hex()
 }
 
-// Payload returns the boot digest of the payload the entry starts, or "".
+// Payload returns the boot digest of the payload that an entry of cfsboot's own
+// form starts, or "". What others may have written has more ways to name one: see
+// MayName.
 func (e Entry) Payload() string {
 	for _, key := range []string{"linux", "initrd", "uki", "efi"} {
 		for _, value := range e.Entry.All(key) {
@@ -101,19 +104,27 @@ func (e *ESP) Entries() ([]Entry, error) {
 func (e *ESP) readEntry(file string) Entry {
 	x := Entry{File: file}
 	x.Name, x.Ours = record.ParseEntryName(file)
-	data, err := e.dir.ReadFile(path.Join(EntryDir, file), bls.MaxEntrySize)
+	data, err := e.readStart(path.Join(EntryDir, file))
 	if err != nil {
 		x.Err = err
 		return x
 	}
+	x.Raw = append([]byte{}, bytes.ToLower(data)...)
 	x.Entry, x.Err = bls.ParseEntry(data)
 	if x.Err == nil && len(x.Entry.Fields) == 0 {
 		x.Err = &bls.EntryError{Detail: "empty file"}
 	}
-	if x.Err != nil {
-		x.Raw = append([]byte{}, bytes.ToLower(data)...)
-	}
 	return x
+}
+
+// readStart reads the first maxRead bytes of a file.
+func (e *ESP) readStart(name string) ([]byte, error) {
+	f, err := e.dir.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close() //nolint:errcheck // read only
+	return io.ReadAll(io.LimitReader(f, maxRead))
 }
 
 func compareEntries(a, b Entry) int {

@@ -240,6 +240,55 @@ func TestEntries(t *testing.T) {
 	}
 }
 
+// TestMayName: what counts of a file that somebody else may have written is
+// whether the digits are anywhere in it, whatever it says and however long it is.
+func TestMayName(t *testing.T) {
+	e, path := openTemp(t)
+	dir := filepath.Join(path, "loader/entries")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	a, b, image := strings.Repeat("ab", 32), strings.Repeat("cd", 32), strings.Repeat("ef", 64)
+	for name, tc := range map[string]struct {
+		text   string
+		digest string
+		want   bool
+	}{
+		"plain":                  {"linux /cfsboot/" + a + "/vmlinuz\n", a, true},
+		"of another":             {"linux /cfsboot/" + a + "/vmlinuz\n", b, false},
+		"initrd of another":      {"linux /cfsboot/" + a + "/vmlinuz\ninitrd /cfsboot/" + b + "/initrd\n", b, true},
+		"second initrd":          {"linux /x\ninitrd /cfsboot/" + a + "/initrd\ninitrd /cfsboot/" + b + "/initrd\n", b, true},
+		"backslashes":            {"linux \\cfsboot\\" + b + "\\vmlinuz\n", b, true},
+		"capitals":               {"linux /CFSBOOT/" + strings.ToUpper(b) + "/VMLINUZ\n", b, true},
+		"key nobody knows":       {"linux /x\ndevicetree-overlay /cfsboot/" + b + "/vmlinuz\n", b, true},
+		"comment":                {"# linux /cfsboot/" + b + "/vmlinuz\nlinux /x\n", b, true},
+		"second image":           {"linux /x\noptions composefs.digest=v1-sha512-12:" + strings.Repeat("01", 64) + " composefs.digest=v1-sha512-12:" + image + "\n", image, true},
+		"no entry":               {"\xff\x00" + b, b, true},
+		"empty":                  {"", b, false},
+		"long, named at its end": {"# " + strings.Repeat("x", 3<<20) + b, b, true},
+		"long":                   {"# " + strings.Repeat("x", 3<<20), b, false},
+		"without end":            {"# " + strings.Repeat("x", 9<<20), b, false},
+	} {
+		file := filepath.Join(dir, "x.conf")
+		if err := os.WriteFile(file, []byte(tc.text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		list, err := e.Entries()
+		if err != nil || len(list) != 1 {
+			t.Fatal(list, err)
+		}
+		if got := list[0].MayName(tc.digest); got != tc.want {
+			t.Errorf("%s: got %v, want %v (%v)", name, got, tc.want, list[0].Err)
+		}
+		if long := len(tc.text) > bls.MaxEntrySize; long && list[0].Err == nil {
+			t.Errorf("%s: %d bytes are taken for an entry", name, len(tc.text))
+		}
+	}
+	if unread := (esp.Entry{File: "x.conf", Err: os.ErrPermission}); !unread.MayName(a) {
+		t.Error("what cannot be read names nothing")
+	}
+}
+
 func TestEnsure(t *testing.T) {
 	e, path := openTemp(t)
 	loader := payload(t, "loader", "config").Files
