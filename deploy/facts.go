@@ -24,6 +24,7 @@ type Facts struct {
 	State       record.State                 // of the journal
 	Deployments map[string]record.Deployment // by id: those with a readable deployment.json
 	Entries     []esp.Entry                  // as the loader sorts them, foreign ones included
+	EntriesRead bool                         // Entries is what the boot partition has
 	Payloads    []string                     // boot digests that have a directory on the boot partition
 
 	BootFailures []record.BootFailure // oldest first

@@ -25,7 +25,7 @@ func Finalize(ctx context.Context, o Options) (_ *Change, err error) {
 	st := m.facts.State.Staged
 	if st == nil || st.DownloadOnly {
 		m.clean(ctx) // perhaps of a run that was killed after its last record
-		c := m.change(ActionNone, m.defaultID())
+		c := m.change(ActionNone, m.facts.nextID())
 		if st != nil {
 			c.Warnings = append(c.Warnings, fmt.Sprintf("deployment %s was only downloaded: `cfsboot upgrade --from-downloaded` lets the next shutdown take it", short(st.Deployment)))
 		}

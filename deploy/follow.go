@@ -100,7 +100,7 @@ func (m *machine) idOf(act action) string {
 	case actRearm:
 		return m.facts.BootedID()
 	}
-	return m.defaultID()
+	return m.facts.nextID()
 }
 
 // retarget lets a deployment that has the right image follow another reference.

@@ -247,6 +247,7 @@ func (m *machine) look() error {
 	if m.facts.Entries, err = m.esp.Entries(); err != nil {
 		return inTheWay(err)
 	}
+	m.facts.EntriesRead = true
 	m.facts.Payloads, err = m.esp.Payloads()
 	return inTheWay(err)
 }

@@ -134,10 +134,7 @@ const (
 // what is deployed.
 func decideUpgrade(f Facts, manifest string, retry bool) (action, error) {
 	has := func(id string) bool { return id != "" && f.Deployments[id].ManifestDigest == manifest }
-	next := f.BootedID()
-	if n := f.State.Newest(); n != nil {
-		next = n.Deployment
-	}
+	next := f.nextID()
 	staged := f.State.Staged
 	switch {
 	case staged != nil && has(staged.Deployment):
@@ -181,18 +178,18 @@ func decideRollback(f Facts, id string) (rollbackPlan, error) {
 	if f.State.Staged != nil {
 		p.Drop = f.State.Staged.Deployment
 	}
-	newest, booted := f.State.Newest(), f.BootedID()
+	booted, next := f.BootedID(), f.nextID()
 	var target *record.ArmedEntry
-	switch {
+	switch latest := f.State.LatestOf(next); {
 	case id != "":
 		full, err := findID(f.State, id)
 		if err != nil {
 			return p, err
 		}
 		target = f.State.LatestOf(full)
-	case newest != nil && newest.Deployment != booted && newest.Blessed:
-		target = newest
-	case newest != nil && newest.Deployment != booted:
+	case latest != nil && next != booted && latest.Blessed:
+		target = latest
+	case latest != nil && next != booted:
 		target = f.State.LatestOf(booted)
 	default:
 		target = f.State.Rollback(booted)
@@ -204,7 +201,7 @@ func decideRollback(f Facts, id string) (rollbackPlan, error) {
 	if !target.Blessed {
 		p.Tries = record.DefaultTries
 	}
-	p.Default = newest != nil && newest.Deployment == target.Deployment
+	p.Default = next == target.Deployment
 	if p.Default && p.Drop == "" {
 		return p, ErrNothingToDo
 	}

@@ -111,7 +111,7 @@ func (m *machine) finish(out *Removal, free int64) error {
 		return err
 	}
 	out.BootFreedBytes = max(0, space.Free-free)
-	out.Default = m.defaultID()
+	out.Default = m.facts.nextID()
 	_, out.Kept = planRetire(m.facts, maxListed)
 	return nil
 }
@@ -297,7 +297,7 @@ func (m *machine) checkRoots(ctx context.Context, dropDangling bool) error {
 func (m *machine) foreseeGC(ctx context.Context, keep int) (*Removal, error) {
 	ids, kept := planRetire(m.facts, keep)
 	out := m.newRemoval(ids)
-	out.DryRun, out.Kept, out.Default = true, kept, m.defaultID()
+	out.DryRun, out.Kept, out.Default = true, kept, m.facts.nextID()
 	opts, err := m.collectOptions(ctx)
 	if err != nil {
 		return nil, err

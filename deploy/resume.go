@@ -45,7 +45,7 @@ func Resume(ctx context.Context, o Options) (_ *Resumed, err error) {
 	if err := m.cleanAll(ctx); err != nil {
 		return nil, fmt.Errorf("remove what is left over: %w", err)
 	}
-	r := &Resumed{Repaired: m.repairs(), Booted: m.facts.BootedID(), Default: m.defaultID()}
+	r := &Resumed{Repaired: m.repairs(), Booted: m.facts.BootedID(), Default: m.facts.nextID()}
 	if st := m.facts.State.Staged; st != nil {
 		r.Staged = st.Deployment
 		if !st.DownloadOnly {

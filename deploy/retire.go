@@ -43,8 +43,9 @@ func held(f Facts) []Kept {
 	if st := f.State.Staged; st != nil {
 		add(st.Deployment, WhyStaged)
 	}
+	add(f.nextID(), WhyDefault)
 	if n := f.State.Newest(); n != nil {
-		add(n.Deployment, WhyDefault)
+		add(n.Deployment, WhyDefault) // if its entry is damaged, the next command makes another
 	}
 	if t := f.State.Transaction; t != nil {
 		add(t.Deployment, WhyUnfinished)

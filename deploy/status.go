@@ -87,8 +87,7 @@ type ComposefsStatus struct {
 // StatusInput is what was found on a machine.
 type StatusInput struct {
 	Facts
-	Journal     bool // there is a journal
-	EntriesRead bool // Facts.Entries is what the boot partition has
+	Journal bool // there is a journal
 	// DeploymentsRead: Facts.Deployments is what the state has.
 	DeploymentsRead bool
 	Root            *RootStatus  // nil: not a composefs root
@@ -444,6 +443,9 @@ func (b *statusBuilder) entryProblems() {
 			continue
 		}
 		switch e := b.in.EntryOf(a.Seq); {
+		case e == nil && slices.ContainsFunc(b.in.State.Entries, func(x record.ArmedEntry) bool {
+			return x.Deployment == a.Deployment && x.Seq > a.Seq && b.in.whole(x)
+		}): // a newer one took its place
 		case e == nil:
 			b.problem(ProblemEntry, "", "boot entry %d of deployment %s is missing on the boot partition", a.Seq, short(a.Deployment))
 		case e.Err != nil:

@@ -103,21 +103,13 @@ func upgrade(ctx context.Context, o UpgradeOptions) (_ *Change, err error) {
 	return m.follow(ctx, following{PullOptions: o.PullOptions, op: record.OpUpgrade, reference: reference, retry: o.Retry, downloadOnly: o.DownloadOnly})
 }
 
-// defaultID is the deployment of the next boot by the journal.
-func (m *machine) defaultID() string {
-	if n := m.facts.State.Newest(); n != nil {
-		return n.Deployment
-	}
-	return m.facts.BootedID()
-}
-
 // drop gives the staged deployment up.
 func (m *machine) drop(ctx context.Context) (*Change, error) {
 	id := m.facts.State.Staged.Deployment
 	if err := m.add(record.Event{Kind: record.EventDropped, Deployment: id}); err != nil {
 		return nil, err
 	}
-	c := m.change(ActionDropped, m.defaultID())
+	c := m.change(ActionDropped, m.facts.nextID())
 	c.Dropped = id
 	m.clean(ctx)
 	return c, nil
@@ -227,7 +219,7 @@ func (m *machine) sameContent(ctx context.Context, img *image) (bool, error) {
 		if name, err = m.stagedState(*st); err != nil {
 			return false, err
 		}
-	case m.defaultID() != id && m.facts.BootedID() != id:
+	case m.facts.nextID() != id && m.facts.BootedID() != id:
 		return false, nil
 	}
 	d, ok := m.facts.Deployments[id]
