@@ -18,7 +18,7 @@ func (f Facts) nextID() string {
 	}
 	for i := range f.Entries {
 		e := &f.Entries[i]
-		if !e.Ours || e.Name.Token != f.State.Token || fileOfTorn(e) != "" {
+		if !f.ours(*e) || fileOfTorn(e) != "" {
 			continue
 		}
 		a := f.State.Entry(e.Name.Seq)

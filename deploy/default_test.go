@@ -4,7 +4,10 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/cfsboot/cfsboot/deploy"
 	"github.com/cfsboot/cfsboot/deploy/esp"
@@ -128,5 +131,142 @@ func TestLastTryIsTheDefault(t *testing.T) {
 	}
 	if got := w.boot(); got != one {
 		t.Errorf("booted %s after three tries", got)
+	}
+}
+
+// setKey gives a key of the entry that starts a deployment another value, "": none.
+func (w *world) setKey(id, key, value string) (file string) {
+	w.t.Helper()
+	for _, e := range entriesOf(w.t, w) {
+		if e.ImageID() != id {
+			continue
+		}
+		if e.Entry.Set(key); value != "" {
+			e.Entry.Set(key, value)
+		}
+		data, err := e.Entry.Format()
+		must(w.t, err)
+		must(w.t, os.WriteFile(filepath.Join(w.fat.Path(), esp.EntryDir, e.File), data, 0o600))
+		w.changed()
+		return e.File
+	}
+	w.t.Fatalf("no entry of %s", id)
+	return ""
+}
+
+// TestEditedOrder: an entry was changed so that it stands before every new one.
+// Nothing can become the default, so that is said, before and after.
+func TestEditedOrder(t *testing.T) {
+	t.Parallel()
+	r3 := release(t, "3")
+	for _, x := range []struct {
+		key, value string
+		first      bool // it stands before what is newer
+	}{
+		{"version", "9999999999.9", true}, {"version", "x", false}, {"sort-key", "aaa", true},
+		{"sort-key", "zzz", false}, {"sort-key", "", false}, {"version", "0", false}, {"machine-id", "0123", false},
+	} {
+		for name, run := range verbs(r3, r3) {
+			t.Run(name+" "+x.key+" "+x.value, func(t *testing.T) {
+				w := newWorld(t)
+				ids := w.releases(release(t, "1"), release(t, "2"))
+				if name == "finalize" {
+					must(t, settled(w.upgrade(r3)))
+				}
+				version := entriesOf(t, w)[0].Entry.Get(x.key)
+				file := w.setKey(ids[1], x.key, x.value)
+				if got := w.told(deploy.ProblemEntry); len(got) != 1 || !strings.Contains(got[0], file) {
+					t.Errorf("status: %q", got)
+				}
+				err := run(w)
+				oneLine(t, err)
+				var conflict *deploy.ConflictError
+				if errors.As(err, &conflict) != x.first || x.first && !slices.Equal(conflict.Paths, []string{esp.EntryDir + "/" + file}) {
+					t.Errorf("%v", err)
+				}
+				if x.first && name == "finalize" && len(w.told(deploy.ProblemFinalize)) != 1 {
+					t.Error("status does not say that finalize failed")
+				}
+				if w.state().Transaction != nil {
+					t.Error("a transaction is open")
+				}
+				if got := w.copy().boot(); x.first && got != ids[1] {
+					t.Errorf("booted %s", got)
+				}
+				w.setKey(ids[1], x.key, version)
+				must(t, run(w))
+				must(t, settled(w.finalize()))
+				if got := w.boot(); got == ids[1] {
+					t.Errorf("booted %s after the entry was put right", got)
+				}
+			})
+		}
+	}
+}
+
+// TestEditedOrderAfterwards: an older entry is put before the new default.
+func TestEditedOrderAfterwards(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	r2 := release(t, "2")
+	one := w.releases(release(t, "1"))[0]
+	must(t, settled(w.upgrade(r2)))
+	c, err := w.finalize()
+	must(t, err)
+	file := w.setKey(one, "version", "9999999999")
+	if got := w.told(deploy.ProblemEntry); len(got) != 1 || !strings.Contains(got[0], file) || *w.status().Cfsboot.NextBoot != one {
+		t.Errorf("status: %q", got)
+	}
+	var conflict *deploy.ConflictError
+	if _, err := w.upgrade(r2); !errors.As(err, &conflict) || !slices.Contains(conflict.Paths, esp.EntryDir+"/"+file) {
+		t.Errorf("upgrade: %v", err)
+	}
+	if _, err := w.rollback(c.Deployment); !errors.As(err, &conflict) {
+		t.Errorf("rollback: %v", err)
+	}
+	if _, err := w.rollback(one); !errors.Is(err, deploy.ErrNothingToDo) {
+		t.Errorf("rollback to what is first: %v", err)
+	}
+}
+
+// meddler changes the machine as soon as it is asked for the time.
+type meddler struct {
+	deploy.Clock
+	meddle func()
+}
+
+func (m *meddler) Now() time.Time {
+	m.meddle()
+	return m.Clock.Now()
+}
+
+// TestEditedMeanwhile: an entry is put before the new one while that is made.
+func TestEditedMeanwhile(t *testing.T) {
+	t.Parallel()
+	r2 := release(t, "2")
+	for name, run := range map[string]func(w *world, o deploy.Options) (*deploy.Change, error){
+		"finalize": func(w *world, o deploy.Options) (*deploy.Change, error) { return deploy.Finalize(t.Context(), o) },
+		"rollback": func(w *world, o deploy.Options) (*deploy.Change, error) {
+			return deploy.Rollback(t.Context(), deploy.RollbackOptions{Options: o})
+		},
+	} {
+		w := newWorld(t)
+		running := w.releases(release(t, "1"))[0]
+		if name == "finalize" {
+			must(t, settled(w.upgrade(r2)))
+		} else {
+			running = w.releases(release(t, "1"), r2)[1]
+		}
+		o := w.options()
+		o.Clock = &meddler{o.Clock, func() { w.setKey(running, "sort-key", "aaa") }}
+		_, err := run(w, o)
+		var conflict *deploy.ConflictError
+		if !errors.As(err, &conflict) || len(conflict.Paths) != 1 {
+			t.Errorf("%s: %v", name, err)
+		}
+		oneLine(t, err)
+		if got := *w.status().Cfsboot.NextBoot; got != running {
+			t.Errorf("%s: the next boot is of %s", name, got)
+		}
 	}
 }

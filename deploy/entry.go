@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"slices"
+	"strings"
 
 	"github.com/cfsboot/cfsboot/bootimage/bls"
 	"github.com/cfsboot/cfsboot/deploy/esp"
@@ -31,7 +33,7 @@ func (m *machine) writeEntry(d record.Deployment, seq uint64, tries uint) (uint6
 		if err != nil {
 			return 0, err
 		}
-		if m.facts.EntryOf(seq) != nil || outranking(m.facts, seq) != nil {
+		if m.facts.EntryOf(seq) != nil || len(outranking(m.facts, seq)) > 0 {
 			err = fs.ErrExist // under another counter, or one above it
 		} else {
 			err = m.esp.WriteEntry(name, data)
@@ -51,36 +53,80 @@ func (m *machine) writeEntry(d record.Deployment, seq uint64, tries uint) (uint6
 	}
 }
 
-// outranking finds an entry of this installation that the journal does not know
-// and that the loader would start before one with number seq: of a journal that
-// was lost, or made by hand. nil: there is none.
-func outranking(f Facts, seq uint64) *esp.Entry {
-	var out *esp.Entry
+// outranking lists the entries of this installation that the loader would start
+// before a new one with number seq: of a journal that was lost, made by hand, or
+// changed in what the order goes by.
+func outranking(f Facts, seq uint64) (out []*esp.Entry) {
+	name := record.EntryName{Token: f.State.Token, Seq: seq}
+	item, ok := bls.MenuItemOf(name.String(), bls.Entry{Fields: []bls.Field{
+		{Key: "sort-key", Value: record.SortKey(name.Token)}, {Key: "version", Value: record.EntryVersion(seq, "")},
+	}})
+	if !ok {
+		return nil
+	}
 	for i := range f.Entries {
 		e := &f.Entries[i]
-		if fileOfTorn(e) == "" && f.ours(*e) && !e.Name.Counter.Bad() && e.Name.Seq >= seq && f.known(*e) == nil &&
-			(out == nil || e.Name.Seq > out.Name.Seq) {
-			out = e
+		if !f.ours(*e) || fileOfTorn(e) != "" {
+			continue
+		}
+		if other, ok := bls.MenuItemOf(e.File, e.Entry); ok && bls.CompareMenu(other, item) <= 0 {
+			out = append(out, e)
 		}
 	}
 	return out
 }
 
+// inOrder tells whether an entry of this installation stands where its number puts
+// it in the menu.
+func inOrder(e *esp.Entry) bool {
+	seq := record.EntryVersion(e.Name.Seq, "")
+	rest, ok := strings.CutPrefix(e.Entry.Get("version"), seq)
+	return ok && (rest == "" || rest[0] == '.') && e.Entry.Get("sort-key") == record.SortKey(e.Name.Token) && e.Entry.Get("machine-id") == ""
+}
+
 // checkSequence refuses, before anything is done, what could not become the
-// default: sequence numbers are used up, or an entry that nobody knows stands so
-// far ahead that every new one comes after it.
+// default: sequence numbers are used up, or an entry stands so far ahead that every
+// new one comes after it.
 func checkSequence(f Facts) error {
 	next := f.State.NextEntry
 	if next+maxRenumber >= record.MaxEntrySeq {
 		return refuse(CodeSequence, "sequence numbers of boot entries are used up: the next one is %d, want less than %d", next, uint64(record.MaxEntrySeq-maxRenumber))
 	}
-	if e := outranking(f, next+maxRenumber); e != nil {
-		return &ConflictError{
-			What:  fmt.Sprintf("a boot entry that is not in the journal stands before every new one, the next of which is %d", next),
-			Paths: []string{esp.EntryDir + "/" + e.File},
+	return ahead(f, outranking(f, next+maxRenumber), fmt.Sprintf("boot entries that stand before every new one, the next of which is %d", next))
+}
+
+// checkFirst makes sure that the entry that was just made is the one of this
+// installation that the loader starts.
+func checkFirst(f Facts, seq uint64) error {
+	for i := range f.Entries {
+		e := &f.Entries[i]
+		switch {
+		case !f.ours(*e) || fileOfTorn(e) != "":
+			continue
+		case e.Name.Seq != seq:
+			return ahead(f, []*esp.Entry{e}, fmt.Sprintf("boot entry that stands before the new one, %d", seq))
 		}
+		return nil
 	}
-	return nil
+	return fmt.Errorf("boot entry %d was made and is not on the boot partition", seq)
+}
+
+// ahead makes a *ConflictError of entries that stand before others. nil: there are
+// none.
+func ahead(f Facts, entries []*esp.Entry, what string) error {
+	if len(entries) == 0 {
+		return nil
+	}
+	c := &ConflictError{What: what}
+	slices.SortFunc(entries, func(a, b *esp.Entry) int { return strings.Compare(a.File, b.File) })
+	for _, e := range entries {
+		reason := "its version or sort-key was changed"
+		if f.State.Entry(e.Name.Seq) == nil {
+			reason = "not in the journal"
+		}
+		c.Paths, c.Reasons = append(c.Paths, esp.EntryDir+"/"+e.File), append(c.Reasons, reason)
+	}
+	return c
 }
 
 // entryFile gives name and content of the boot entry of a deployment.

@@ -86,7 +86,10 @@ func (m *machine) arm(ctx context.Context, st record.Staged) (uint64, error) {
 	if err := m.add(record.Event{Kind: record.EventArmed, Deployment: st.Deployment, Entry: seq, Tries: record.DefaultTries}); err != nil {
 		return 0, err
 	}
-	return seq, m.look()
+	if err := m.look(); err != nil {
+		return 0, err
+	}
+	return seq, checkFirst(m.facts, seq)
 }
 
 // stagedState returns where the state of the staged deployment is: a killed

@@ -88,6 +88,9 @@ func (m *machine) publish(ctx context.Context, plan rollbackPlan) (_ *Change, er
 	if err := m.look(); err != nil {
 		return nil, err
 	}
+	if err := checkFirst(m.facts, seq); err != nil {
+		return nil, err
+	}
 	c := m.change(ActionArmed, d.ID)
 	c.Entry, c.Dropped = seq, plan.Drop
 	m.clean(ctx)

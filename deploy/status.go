@@ -452,6 +452,9 @@ func (b *statusBuilder) entryProblems() {
 			b.problem(ProblemEntry, "", "boot entry %q cannot be read: %v", e.File, e.Err)
 		case !isEntryOf(e, a.Deployment, a.BootDigest):
 			b.problem(ProblemEntry, "", "boot entry %q does not start deployment %s", e.File, short(a.Deployment))
+		case !inOrder(e):
+			b.problem(ProblemEntry, fmt.Sprintf("give it back `version %s` and `sort-key %s`, or remove it", record.EntryVersion(a.Seq, ""), record.SortKey(e.Name.Token)),
+				"boot entry %q was changed: by its version, sort-key or machine-id it stands elsewhere in the menu than its number says", e.File)
 		}
 	}
 	for _, e := range b.in.Entries {
