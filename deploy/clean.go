@@ -17,17 +17,34 @@ import (
 // trashDir holds state on its way out.
 const trashDir = stateTop + "/trash"
 
-// clean removes what is no longer needed, old deployments beyond those that are to
-// be kept included. Removing is not what the user asked for, so a failure is only
-// logged: the next run tries again.
+// clean follows a command that has done what it was asked for: it removes what is
+// no longer needed, old deployments beyond those that are to be kept included.
+// Removing is not what the user asked for, so a failure is only logged: the next run
+// tries again.
 func (m *machine) clean(ctx context.Context) {
-	if err := m.cleanAll(ctx); err != nil {
+	m.logged(m.cleanSteps(ctx, m.cleanLeftovers, m.retireOld, m.collectPending))
+}
+
+// tidy follows a command that was refused, has failed or found nothing to do: it
+// finishes what a run that was killed after its last record has left, and gives no
+// deployment up.
+func (m *machine) tidy(ctx context.Context) {
+	m.logged(m.tidyNow(ctx))
+}
+
+// tidyNow is tidy for the command that does nothing else.
+func (m *machine) tidyNow(ctx context.Context) error {
+	return m.cleanSteps(ctx, m.cleanLeftovers, m.collectPending)
+}
+
+func (m *machine) logged(err error) {
+	if err != nil {
 		m.Logger.Warn("clean up", "error", err)
 	}
 }
 
-func (m *machine) cleanAll(ctx context.Context) error {
-	for _, step := range []func(context.Context) error{m.cleanLeftovers, m.retireOld, m.collectPending} {
+func (m *machine) cleanSteps(ctx context.Context, steps ...func(context.Context) error) error {
+	for _, step := range steps {
 		if err := step(ctx); err != nil {
 			return err
 		}

@@ -24,7 +24,7 @@ func Finalize(ctx context.Context, o Options) (_ *Change, err error) {
 	m.hurry = true
 	st := m.facts.State.Staged
 	if st == nil || st.DownloadOnly {
-		m.clean(ctx) // perhaps of a run that was killed after its last record
+		m.tidy(ctx)
 		c := m.change(ActionNone, m.facts.nextID())
 		if st != nil {
 			c.Warnings = append(c.Warnings, fmt.Sprintf("deployment %s was only downloaded: `cfsboot upgrade --from-downloaded` lets the next shutdown take it", short(st.Deployment)))

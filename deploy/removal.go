@@ -65,7 +65,7 @@ func Delete(ctx context.Context, o DeleteOptions) (_ *Removal, err error) {
 	defer func() { err = errors.Join(err, m.Close()) }()
 	plan, err := decideDelete(m.facts, o.ID)
 	if err != nil {
-		m.clean(ctx) // perhaps of a run that was killed after its last record
+		m.tidy(ctx)
 		return nil, err
 	}
 	out := m.newRemoval([]string{plan.ID})

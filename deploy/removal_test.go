@@ -297,6 +297,61 @@ func TestDeleteRefusals(t *testing.T) {
 	w.gone(first, "1")
 }
 
+// TestOnlySuccessRetires: a command that is refused, fails or has nothing to do
+// removes what was left over, and no deployment because fewer are to be kept now.
+func TestOnlySuccessRetires(t *testing.T) {
+	images := releasesOf(t, 4)
+	noKernel := osTree("5")
+	delete(noKernel, "usr/lib/modules/6.12/vmlinuz")
+	bad := buildImage(t, noKernel)
+	fails := func(err error) error {
+		if err == nil {
+			return errors.New("no error")
+		}
+		return nil
+	}
+	nothing := func(err error) error {
+		if errors.Is(err, deploy.ErrNothingToDo) {
+			return nil
+		}
+		return fmt.Errorf("got %w, want nothing to do", err)
+	}
+	for _, tc := range []struct {
+		name string
+		run  func(w *world) error
+		left int // deployments
+	}{
+		{"delete of nothing", func(w *world) error { _, err := w.delete("ffffffff"); return fails(err) }, 4},
+		{"delete of what runs", func(w *world) error { _, err := w.delete(w.booted()); return fails(err) }, 4},
+		{"upgrade to an image without kernel", func(w *world) error { _, err := w.upgrade(bad); return fails(err) }, 4},
+		{"rollback to what is the default", func(w *world) error { _, err := w.rollback(w.booted()); return nothing(err) }, 4},
+		{"rollback to nothing", func(w *world) error { _, err := w.rollback("ffffffff"); return fails(err) }, 4},
+		{"finalize without anything staged", func(w *world) error { _, err := w.finalize(); return nothing(err) }, 4},
+		{"resume", func(w *world) error { _, err := w.resume(); return nothing(err) }, 4},
+		{"upgrade to what is there", func(w *world) error { _, err := w.upgrade(images[3]); return nothing(err) }, 2},
+		{"rollback", func(w *world) error { return settled(w.rollback("")) }, 2},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			w.configure("keep = 9\n")
+			w.releases(images...)
+			must(t, settled(w.upgrade(images[3])))
+			w.configure("keep = 0\n")
+			stray := filepath.Join(w.root.Path(), "state/cfsboot/trash/state")
+			must(t, os.MkdirAll(stray, 0o700))
+			w.changed()
+			must(t, tc.run(w))
+			if n := len(w.state().Deployments()); n != tc.left {
+				t.Errorf("%d deployments are left, want %d", n, tc.left)
+			}
+			if _, err := os.Lstat(stray); err == nil && tc.name != "rollback to nothing" {
+				t.Error("what was left over is not removed")
+			}
+		})
+	}
+}
+
 // TestGCRefusesALostMenu: entries that the journal knows and the partition does
 // not show are no reason to remove what they start (lifecycle.md 6.3 G4).
 func TestGCRefusesALostMenu(t *testing.T) {

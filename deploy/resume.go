@@ -42,7 +42,7 @@ func Resume(ctx context.Context, o Options) (_ *Resumed, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, m.Close()) }()
-	if err := m.cleanAll(ctx); err != nil {
+	if err := m.tidyNow(ctx); err != nil {
 		return nil, fmt.Errorf("remove what is left over: %w", err)
 	}
 	r := &Resumed{Repaired: m.repairs(), Booted: m.facts.BootedID(), Default: m.facts.nextID()}

@@ -36,7 +36,7 @@ func Rollback(ctx context.Context, o RollbackOptions) (_ *Change, err error) {
 func (m *machine) rollback(ctx context.Context, id string) (_ *Change, err error) {
 	plan, err := decideRollback(m.facts, id)
 	if isNothing(err) {
-		m.clean(ctx) // perhaps of a run that was killed after its last record
+		m.tidy(ctx)
 		return m.change(ActionNone, plan.Target.Deployment), err
 	}
 	if err != nil {

@@ -322,7 +322,7 @@ func (m *machine) abort(ctx context.Context, tx string, reason error) {
 		m.Logger.Warn("close the transaction", "error", err)
 		return
 	}
-	m.clean(ctx)
+	m.tidy(ctx)
 }
 
 // removeUnfinishedEntry removes the entry of the open transaction. One that
