@@ -41,7 +41,9 @@ const (
 	CodeRoots      = "gc-roots"    // what runs is not in the repository
 )
 
-// RefusedError is a refusal by rule, made before anything was changed.
+// RefusedError is a refusal by rule, made before anything was changed. Where room
+// had to be made to find the reason out, the error around it names the deployments
+// that went.
 type RefusedError struct {
 	Code   string // one of the Code constants
 	Detail string // what was found and what was expected

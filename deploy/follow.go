@@ -20,6 +20,7 @@ type following struct {
 	reference    string
 	retry        bool
 	downloadOnly bool
+	manifest     []byte // that the reference stands for now
 }
 
 // follow makes the machine follow a reference: what it stands for now is staged,
@@ -35,6 +36,7 @@ func (m *machine) follow(ctx context.Context, f following) (_ *Change, err error
 	if err != nil {
 		return nil, err
 	}
+	f.manifest = resolved.Manifest
 	if act == actStage {
 		return m.stage(ctx, src, f)
 	}

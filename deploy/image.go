@@ -153,19 +153,25 @@ func CheckBootable(ctx context.Context, r *repo.Repository, plain fsverity.Diges
 	if err != nil {
 		return err
 	}
+	_, err = checkTree(root, r)
+	return err
+}
+
+// checkTree is CheckBootable for the tree of a plain image.
+func checkTree(root *tree.Node, r *repo.Repository) (*bootimage.Resources, error) {
 	res, err := bootimage.FindResources(root, r)
 	if err != nil {
-		return refuseImage(err)
+		return nil, refuseImage(err)
 	}
 	if err := checkRelease(res); err != nil {
-		return err
+		return nil, err
 	}
 	files, err := imageKargs(root, r, kargs.BootcDir, kargs.ImageDir)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	_, err = kargs.Compose(kargs.Input{Image: files})
-	return refuseKargs(err)
+	return res, refuseKargs(err)
 }
 
 // checkRelease refuses an image that systemd would not switch to.

@@ -35,6 +35,7 @@ type machine struct {
 	close   []func() error // in reverse order
 
 	repaired []Repaired // what an interrupted command had left
+	gone     []string   // deployments that went to make room in the repository
 }
 
 // Close releases everything, the lock last.

@@ -10,6 +10,7 @@ import (
 
 	"github.com/cfsboot/cfsboot/deploy/esp"
 	"github.com/cfsboot/cfsboot/deploy/record"
+	"github.com/cfsboot/cfsboot/internal/durable"
 	"github.com/cfsboot/cfsboot/repo/oci"
 	"github.com/cfsboot/cfsboot/systemd"
 )
@@ -121,7 +122,8 @@ func (m *machine) stage(ctx context.Context, src oci.Source, f following) (_ *Ch
 	if err := checkSequence(m.facts); err != nil {
 		return nil, err
 	}
-	if err := m.checkESPSpace(); err != nil {
+	// A kernel may well be smaller than the one that runs, but hardly by half.
+	if err := m.checkESPSpace(m.likelyPayload(ctx, f.manifest) / 2); err != nil {
 		return nil, err
 	}
 	if _, err := m.liveKargs(); err != nil {
@@ -132,11 +134,14 @@ func (m *machine) stage(ctx context.Context, src oci.Source, f following) (_ *Ch
 		return nil, err
 	}
 	defer func() {
-		if m.facts.State.Transaction != nil {
-			m.abort(ctx, tx, err)
+		if m.facts.State.Transaction == nil {
+			return
 		}
+		m.discard(err)
+		m.abort(ctx, tx, err)
+		err = m.withGone(err)
 	}()
-	img, err := m.pullMakingRoom(ctx, src, f.reference, f.PullOptions)
+	img, err := m.pullMakingRoom(ctx, src, f)
 	if err != nil {
 		return nil, err
 	}
@@ -295,14 +300,40 @@ func (m *machine) payloadInUse(digest string) bool {
 }
 
 // checkESPSpace refuses before the pull what cannot work: a partition without
-// room for so much as an entry and its directories. How large the kernel is, and
-// whether it is there already, only the image tells.
-func (m *machine) checkESPSpace() error {
+// room for an entry, its directories, and a payload of so many bytes. How large the
+// payload is, and whether it is there already, only the image tells.
+func (m *machine) checkESPSpace(payload int64) error {
 	space, err := m.space(m.esp)
 	if err != nil {
 		return err
 	}
-	return m.checkRoom(4*space.Cluster, space, "", "")
+	return m.checkRoom(4*space.Cluster+payload, space, "", "")
+}
+
+// discard lets the clean-up remove what was pulled of an image that cannot be
+// deployed: the same command would find out the same again. What a conflict, a cut
+// line or an interrupt has left stays for the next try.
+func (m *machine) discard(err error) {
+	var refused *RefusedError
+	var space *durable.SpaceError
+	if !errors.As(err, &refused) && (!errors.As(err, &space) || space.Where != m.esp.Dir().Path()) {
+		return
+	}
+	if err := m.notePending(); err != nil {
+		m.Logger.Warn("what was pulled stays", "error", err)
+	}
+}
+
+// withGone adds to the error of a command what it has removed to make room.
+func (m *machine) withGone(err error) error {
+	if err == nil || len(m.gone) == 0 {
+		return err
+	}
+	var ids []string
+	for _, id := range m.gone {
+		ids = append(ids, short(id))
+	}
+	return fmt.Errorf("%w (removed for room before that: deployment %s)", err, strings.Join(ids, ", "))
 }
 
 // abort closes a transaction that failed, and takes the entry away that it may

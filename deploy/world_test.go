@@ -216,7 +216,10 @@ func (w *world) options() deploy.Options {
 	if w.killer != nil {
 		root, fat = w.killer.watch(w.t, model(w.root)), w.killer.watch(w.t, model(w.fat))
 	}
-	o := deploy.Options{Root: w.running, Sysroot: root, ESP: fat, Vars: silentVars{}, Systemd: w.systemd, Clock: w.clock}
+	o := deploy.Options{
+		Root: w.running, Sysroot: root, ESP: fat, Vars: silentVars{}, Systemd: w.systemd, Clock: w.clock,
+		LockWait: 2 * time.Second, // a program that another test starts has the lock between fork and exec
+	}
 	if w.limit > 0 {
 		limit, path := w.limit, w.fat.Path()
 		o = o.WithSpace(func(*esp.ESP) (esp.Space, error) {
