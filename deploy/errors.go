@@ -23,6 +23,7 @@ const (
 	CodeNoRollback = "no-rollback" // there is nothing to go back to
 	CodeFailed     = "failed-boot" // the deployment did not boot before
 	CodeNoESP      = "no-esp"      // no boot partition found
+	CodeBadESP     = "bad-esp"     // the boot partition cannot be read
 	CodeKarg       = "karg"        // a kernel argument that must not be given
 	CodeInUse      = "in-use"      // the disk is used by somebody
 	CodeNotEmpty   = "not-empty"   // the disk holds something that must not be destroyed

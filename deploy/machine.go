@@ -7,12 +7,10 @@ import (
 	"io/fs"
 	"os"
 	"slices"
-	"strconv"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/cfsboot/cfsboot/deploy/esp"
-	"github.com/cfsboot/cfsboot/deploy/install"
 	"github.com/cfsboot/cfsboot/deploy/record"
 	"github.com/cfsboot/cfsboot/internal/durable"
 	"github.com/cfsboot/cfsboot/internal/mnt"
@@ -53,21 +51,23 @@ func (m *machine) onClose(c func() error) { m.close = append(m.close, c) }
 // openMachine opens the running machine for a change: it takes the lock and
 // brings the journal up to date with the disk.
 func openMachine(ctx context.Context, o Options) (*machine, error) {
-	m, err := openLocked(ctx, o)
-	if err != nil {
-		return nil, err
-	}
-	if err := m.recover(); err != nil {
-		return nil, errors.Join(err, m.Close())
-	}
-	return m, nil
+	return open(ctx, o, (*machine).recover, nil)
 }
 
 // openLocked opens the running machine and takes the lock. The journal is as the
 // last run left it.
-func openLocked(ctx context.Context, o Options) (_ *machine, err error) {
+func openLocked(ctx context.Context, o Options) (*machine, error) {
+	return open(ctx, o, func(*machine) error { return nil }, nil)
+}
+
+// open takes the lock, opens everything, and calls then. If something cannot be
+// done after the journal is open, failed may write that down; nil: nothing does.
+func open(ctx context.Context, o Options, then func(*machine) error, failed func(*machine, error) error) (_ *machine, err error) {
 	m := &machine{Options: o.withDefaults()}
 	defer func() {
+		if err != nil && m.journal != nil && failed != nil {
+			err = errors.Join(err, failed(m, err))
+		}
 		if err != nil {
 			err = errors.Join(err, m.Close())
 		}
@@ -89,7 +89,10 @@ func openLocked(ctx context.Context, o Options) (_ *machine, err error) {
 	if err := m.start(ctx, repo.Options{RequireVerity: booted.Secure, LockWait: m.LockWait, Space: m.repoSpace, Logger: m.Logger}); err != nil {
 		return nil, err
 	}
-	return m, m.openESP()
+	if err := m.openESP(); err != nil {
+		return nil, err
+	}
+	return m, then(m)
 }
 
 // openTop opens the top of the physical root file system for writing. In the
@@ -164,68 +167,6 @@ func (m *machine) start(ctx context.Context, o repo.Options) error {
 	}
 	m.onClose(m.repo.Close)
 	return m.repo.Writable()
-}
-
-// openESP finds the boot partition of the running system and opens it, by way of
-// a private mount unless it is mounted already.
-func (m *machine) openESP() error {
-	if m.ESP != nil {
-		m.esp = esp.New(m.ESP)
-		return writable(m.ESP)
-	}
-	dev, err := esp.Find(m.Root, m.Vars, m.facts.Booted.Sysroot.Dev)
-	if errors.Is(err, esp.ErrNoESP) {
-		for _, name := range install.ESPDirs {
-			if path := m.path(name); install.IsESP(path) {
-				m.Logger.Debug("boot partition", "path", path, "why", "mounted", "search", err)
-				return m.useESP(openWritable(path))
-			}
-		}
-		return &RefusedError{Code: CodeNoESP, Err: err}
-	}
-	if err != nil {
-		return err
-	}
-	if err := esp.CheckTwins(m.Root, m.facts.Booted.Sysroot.Dev); err != nil {
-		return refuseTwins(err)
-	}
-	m.Logger.Debug("boot partition", "path", dev.Path, "why", dev.Why)
-	if path, ok := mountOf(m.path("/proc/self/mountinfo"), dev.Dev); ok {
-		return m.useESP(openWritable(m.path(path)))
-	}
-	mount, err := mnt.FAT(dev.Path)
-	if err != nil {
-		return err
-	}
-	defer mount.Close() //nolint:errcheck // the directory keeps it
-	return m.useESP(dirOf(mount.File(), dev.Path))
-}
-
-func (m *machine) useESP(dir *durable.Dir, err error) error {
-	if err != nil {
-		return err
-	}
-	m.onClose(dir.Close)
-	m.esp = esp.New(dir)
-	return writable(dir)
-}
-
-// mountOf returns where the whole file system of the device is mounted.
-func mountOf(table, dev string) (string, bool) {
-	text, err := os.ReadFile(table)
-	if err != nil {
-		return "", false
-	}
-	list, err := mnt.ParseTable(text)
-	if err != nil {
-		return "", false
-	}
-	for _, x := range list {
-		if x.Root == "/" && strconv.FormatUint(uint64(x.Major), 10)+":"+strconv.FormatUint(uint64(x.Minor), 10) == dev {
-			return x.Point, true
-		}
-	}
-	return "", false
 }
 
 // look reads the facts again after something was changed.

@@ -774,7 +774,7 @@ func TestBadPartition(t *testing.T) {
 				errs = append(errs, os.WriteFile(filepath.Join(w.fat.Path(), esp.EntryDir, fmt.Sprintf("other-%d.conf", i)), fmt.Appendf(nil, "title Other %d\nlinux /other/%d/vmlinuz\n", i, i), 0o600))
 			}
 			return errors.Join(errs...)
-		}, nothing, nothing, false},
+		}, nothing, nothing, true},
 		{"torn foreign entries", func(w *world) error {
 			return errors.Join(
 				os.WriteFile(filepath.Join(w.fat.Path(), esp.EntryDir, "torn.conf"), nil, 0o600),

@@ -12,7 +12,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cfsboot/cfsboot/deploy/esp"
-	"github.com/cfsboot/cfsboot/deploy/install"
 	"github.com/cfsboot/cfsboot/deploy/record"
 	"github.com/cfsboot/cfsboot/internal/durable"
 	"github.com/cfsboot/cfsboot/internal/efivar"
@@ -171,7 +170,7 @@ func (r *statusReader) readEntries() {
 	}
 	entries, err := esp.New(dir).Entries()
 	if err != nil {
-		r.problem(ProblemESP, hintRoot(err), err)
+		r.problem(ProblemESP, hintRoot(err), refuseDamaged(dir.Path(), err))
 		return
 	}
 	r.in.Entries, r.in.EntriesRead = entries, true
@@ -185,32 +184,49 @@ func (r *statusReader) openESP() (*durable.Dir, error) {
 	if r.in.Booted != nil {
 		rootDev = r.in.Booted.Sysroot.Dev
 	}
-	dev, err := esp.Find(r.Root, r.Vars, rootDev)
-	if err != nil {
-		for _, name := range install.ESPDirs {
-			if path := r.path(name); install.IsESP(path) {
-				return durable.OpenDir(path)
-			}
-		}
-		return nil, err
-	}
 	if err := esp.CheckTwins(r.Root, rootDev); err != nil {
 		r.problem(ProblemTwins, "detach the copy, or give it identifiers of its own", err)
 	}
-	if path, ok := mountOf(r.path("/proc/self/mountinfo"), dev.Dev); ok {
-		return durable.OpenDir(r.path(path))
-	}
-	// The file system has to be shared with a program that writes to it at this
-	// moment, so only the mount is read-only, not the file system.
-	mount, err := mnt.FAT(dev.Path)
+	list, err := r.bootPartitions(rootDev)
 	if err != nil {
 		return nil, err
 	}
-	defer mount.Close() //nolint:errcheck // the directory keeps it
-	if err := mount.SetAttr(mnt.ReadOnly, 0); err != nil {
+	readOnly := map[string]error{}
+	dir, dev, err := chooseBoot(list, r.in.State, func(dev esp.Device) (*durable.Dir, error) {
+		if dev.Dev == "" {
+			return durable.OpenDir(dev.Path)
+		}
+		if path, ok := mountOf(r.path("/proc/self/mountinfo"), dev.Dev); ok {
+			return durable.OpenDir(r.path(path))
+		}
+		dir, err := mountBoot(mountToLook, dev)
+		if dir != nil || os.Geteuid() != 0 {
+			return dir, err
+		}
+		if dir, err2 := mountBoot(mnt.ReadOnlyFAT, dev); err2 == nil {
+			readOnly[dev.Dev] = err
+			return dir, nil
+		}
+		return nil, err
+	})
+	if err == nil && readOnly[dev.Dev] != nil {
+		r.problem(ProblemESP, "nothing can be changed until it can be written", readOnly[dev.Dev])
+	}
+	return dir, err
+}
+
+// mountToLook mounts a FAT file system for reading. It has to be shared with a
+// program that writes to it at this moment, so only the mount is read-only, not the
+// file system.
+func mountToLook(device string) (*mnt.Mount, error) {
+	m, err := mnt.FAT(device)
+	if err != nil {
 		return nil, err
 	}
-	return dirOf(mount.File(), dev.Path)
+	if err := m.SetAttr(mnt.ReadOnly, 0); err != nil {
+		return nil, errors.Join(err, m.Close())
+	}
+	return m, nil
 }
 
 // hintRoot tells a person without privileges that they are what is missing.

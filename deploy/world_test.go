@@ -3,6 +3,7 @@ package deploy_test
 import (
 	"archive/tar"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -174,9 +175,11 @@ type world struct {
 	verity  bool    // the root file system has fs-verity
 	// identity is what installations are given.
 	keys, hostname string
-	limit          int64 // size of the boot partition, bytes; 0: that of the file system below
-	disk           int64 // size of the root file system, bytes; 0: that of the file system below
-	inodes         int64 // that the root file system can have for objects; 0: likewise
+	limit          int64  // size of the boot partition, bytes; 0: that of the file system below
+	search         bool   // commands find the boot partition by themselves, in the real /sys
+	sysroot        string // "major:minor" of the root file system that runs; "": some
+	disk           int64  // size of the root file system, bytes; 0: that of the file system below
+	inodes         int64  // that the root file system can have for objects; 0: likewise
 }
 
 func newWorld(t *testing.T) *world {
@@ -212,7 +215,11 @@ func (w *world) with(root, fat disk) *world {
 
 func (w *world) options() deploy.Options {
 	w.t.Helper()
-	root, fat := w.root.Open(), w.fat.Open()
+	root := w.root.Open()
+	var fat *durable.Dir
+	if !w.search {
+		fat = w.fat.Open()
+	}
 	if w.killer != nil {
 		root, fat = w.killer.watch(w.t, model(w.root)), w.killer.watch(w.t, model(w.fat))
 	}
@@ -451,7 +458,7 @@ func (w *world) setupRoot(id string, options bls.Cmdline) error {
 	}
 	b, err := record.Booted{
 		Digest: id, Algorithm: "sha512-12", Karg: options.String(), Gate: "digest", Secure: w.verity,
-		Sysroot: record.BootedSysroot{Dev: "254:2"}, Etc: "bind", Var: "bind", Root: "ro", Erofs: "file", Kernel: "6.12",
+		Sysroot: record.BootedSysroot{Dev: cmp.Or(w.sysroot, "254:2")}, Etc: "bind", Var: "bind", Root: "ro", Erofs: "file", Kernel: "6.12",
 	}.Encode()
 	if err != nil {
 		return err

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -24,43 +25,60 @@ type Device struct {
 // where it was looked for.
 var ErrNoESP = fmt.Errorf("no EFI system partition: %w", fs.ErrNotExist)
 
-// Find returns the boot partition of the running system: XBOOTLDR on the root's
-// disk if there is one, else the ESP that the loader came from, else the ESP on
-// the root's disk. root is where /dev and /sys are looked up, rootDev the
-// "major:minor" of the physical root. Only sysfs, the partition table and
+// Find returns the partitions that may be the boot partition of the running system,
+// each once and at least one, the likeliest first: the one that the boot loader
+// came from, the ESPs on the root's disk, then the XBOOTLDR partitions there, which
+// may as well be another system's /boot. What they hold decides, and is for the
+// caller to look at. root is where /dev and /sys are looked up, rootDev the
+// "major:minor" of the physical root. Only sysfs, partition tables and
 // LoaderDevicePartUUID are read; udev's links are not needed.
-func Find(root string, vars Vars, rootDev string) (Device, error) {
+func Find(root string, vars Vars, rootDev string) ([]Device, error) {
 	d := finder{root}
 	disk, err := d.diskOf(rootDev)
 	if err != nil {
-		return Device{}, fmt.Errorf("%w: %w", ErrNoESP, err)
+		return nil, fmt.Errorf("%w: %w", ErrNoESP, err)
 	}
 	parts, err := d.partitions(disk)
 	if err != nil {
-		return Device{}, fmt.Errorf("%w: disk %s: %w", ErrNoESP, disk, err)
+		return nil, fmt.Errorf("%w: disk %s: %w", ErrNoESP, disk, err)
 	}
-	for _, p := range parts {
-		if p.Type == TypeXBOOTLDR {
-			return d.device(disk, p, "XBOOTLDR on the disk of the root file system")
+	var found []Device
+	add := func(dev Device) {
+		if !slices.ContainsFunc(found, func(x Device) bool { return x.Dev == dev.Dev }) {
+			found = append(found, dev)
 		}
 	}
 	wanted, err := vars.Loader(efivar.LoaderDevicePartUUID)
-	if err == nil {
+	loader := err == nil
+	for _, x := range []struct {
+		match func(Partition) bool
+		why   string
+	}{
+		{func(p Partition) bool { return loader && strings.EqualFold(p.UUID, wanted) }, "the boot loader came from it"},
+		{func(p Partition) bool { return p.Type == TypeESP }, "ESP on the disk of the root file system"},
+		{func(p Partition) bool { return p.Type == TypeXBOOTLDR }, "XBOOTLDR on the disk of the root file system"},
+	} {
 		for _, p := range parts {
-			if strings.EqualFold(p.UUID, wanted) {
-				return d.device(disk, p, "the boot loader came from it")
+			if !x.match(p) {
+				continue
 			}
+			dev, err := d.device(disk, p, x.why)
+			if err != nil {
+				return nil, err
+			}
+			add(dev)
+			loader = loader && !strings.EqualFold(p.UUID, wanted)
 		}
+	}
+	if loader { // it is not on this disk
 		if dev, err := d.byPartUUID(wanted); err == nil {
-			return dev, nil
+			found = slices.Insert(found, 0, dev)
 		}
 	}
-	for _, p := range parts {
-		if p.Type == TypeESP {
-			return d.device(disk, p, "ESP on the disk of the root file system")
-		}
+	if len(found) == 0 {
+		return nil, fmt.Errorf("%w: disk %s has %d partitions, none of the type ESP or XBOOTLDR", ErrNoESP, disk, len(parts))
 	}
-	return Device{}, fmt.Errorf("%w: disk %s has %d partitions, none of the type ESP or XBOOTLDR", ErrNoESP, disk, len(parts))
+	return found, nil
 }
 
 type finder struct{ root string }

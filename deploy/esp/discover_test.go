@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/cfsboot/cfsboot/deploy/esp"
@@ -69,25 +70,44 @@ func TestFind(t *testing.T) {
 	copy(xbootldr[1024+2*128:], mixedGUID(esp.TypeXBOOTLDR))
 	seal(xbootldr, 512)
 	fakeDisk(t, root, "sdd", 10, []int{1, 3}, xbootldr)
+	alone := gptDisk(512)
+	copy(alone[1024:], mixedGUID(esp.TypeXBOOTLDR))
+	seal(alone, 512)
+	fakeDisk(t, root, "sde", 11, []int{1, 3}, alone)
+	two := gptDisk(512)
+	copy(two[1024+2*128:], mixedGUID(esp.TypeESP))
+	seal(two, 512)
+	fakeDisk(t, root, "sdf", 12, []int{1, 3}, two)
 	for _, tc := range []struct {
 		name, rootDev string
 		vars          vars
-		want          string // kernel name
-		dev           string
+		want          []string // kernel names, the likeliest first
 	}{
-		{"by type", "254:3", nil, "vda1", "254:1"},
-		{"by the loader", "254:3", vars{"LoaderDevicePartUUID": "00112233-4455-6677-8899-AABBCCDDEEFF"}, "vda1", "254:1"},
-		{"loader on another disk", "254:3", vars{"LoaderDevicePartUUID": "aaaaaaaa-bbbb-cccc-dddd-eeeeeeeeeeee"}, "sdc1", "9:1"},
-		{"loader from nowhere", "254:3", vars{"LoaderDevicePartUUID": "bbbbbbbb-bbbb-cccc-dddd-eeeeeeeeeeee"}, "vda1", "254:1"},
-		{"XBOOTLDR first", "10:1", vars{"LoaderDevicePartUUID": espUUID}, "sdd3", "10:3"},
+		{"by type", "254:3", nil, []string{"vda1"}},
+		{"by the loader", "254:3", vars{"LoaderDevicePartUUID": "00112233-4455-6677-8899-AABBCCDDEEFF"}, []string{"vda1"}},
+		{"loader on another disk", "254:3", vars{"LoaderDevicePartUUID": "aaaaaaaa-bbbb-cccc-dddd-eeeeeeeeeeee"}, []string{"sdc1", "vda1"}},
+		{"loader from nowhere", "254:3", vars{"LoaderDevicePartUUID": "bbbbbbbb-bbbb-cccc-dddd-eeeeeeeeeeee"}, []string{"vda1"}},
+		{"XBOOTLDR last", "10:1", nil, []string{"sdd1", "sdd3"}},
+		{"XBOOTLDR last, known loader", "10:1", vars{"LoaderDevicePartUUID": espUUID}, []string{"sdd1", "sdd3"}},
+		{"loader on XBOOTLDR", "10:1", vars{"LoaderDevicePartUUID": "0fc63daf-8483-4772-8e79-3d69d8477de4"}, []string{"sdd3", "sdd1"}},
+		{"XBOOTLDR alone", "11:1", nil, []string{"sde1"}},
+		{"two ESPs", "12:1", vars{"LoaderDevicePartUUID": "0fc63daf-8483-4772-8e79-3d69d8477de4"}, []string{"sdf3", "sdf1"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			got, err := esp.Find(root, tc.vars, tc.rootDev)
+			list, err := esp.Find(root, tc.vars, tc.rootDev)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got.Path != filepath.Join(root, "dev", tc.want) || got.Dev != tc.dev || got.Why == "" {
-				t.Errorf("got %+v, want %s %s", got, tc.want, tc.dev)
+			var got []string
+			for _, dev := range list {
+				got = append(got, filepath.Base(dev.Path))
+				number, err := os.ReadFile(filepath.Join(root, "sys/class/block", filepath.Base(dev.Path), "dev"))
+				if err != nil || dev.Dev+"\n" != string(number) || dev.Why == "" || filepath.Dir(dev.Path) != filepath.Join(root, "dev") {
+					t.Errorf("got %+v, want device number %s", dev, number)
+				}
+			}
+			if !slices.Equal(got, tc.want) {
+				t.Errorf("got %v, want %v", got, tc.want)
 			}
 		})
 	}

@@ -101,6 +101,25 @@ func (e *ESP) Entries() ([]Entry, error) {
 	return out, nil
 }
 
+// Names lists the files in loader/entries, whatever they are, and the boot digests
+// that have a payload directory. What is not there, or is of another type, has none:
+// an error is one of the medium or of the file system.
+func (e *ESP) Names() (entries, payloads []string, err error) {
+	list, err := e.dir.ReadSubDir(EntryDir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) {
+		return nil, nil, err
+	}
+	for _, x := range list {
+		entries = append(entries, x.Name)
+	}
+	payloads, err = e.Payloads()
+	var other *VerifyError
+	if err != nil && !errors.As(err, &other) {
+		return nil, nil, err
+	}
+	return entries, payloads, nil
+}
+
 func (e *ESP) readEntry(file string) Entry {
 	x := Entry{File: file}
 	x.Name, x.Ours = record.ParseEntryName(file)
