@@ -16,7 +16,7 @@ import (
 // ErrNothingToDo. On any other error the deployment stays staged, the journal
 // says why, and the running deployment stays the default.
 func Finalize(ctx context.Context, o Options) (_ *Change, err error) {
-	m, err := openMachine(ctx, o)
+	m, err := open(ctx, o, (*machine).recover, (*machine).noteNotOpened)
 	if err != nil {
 		return nil, err
 	}
@@ -40,6 +40,15 @@ func Finalize(ctx context.Context, o Options) (_ *Change, err error) {
 	c.Entry = seq
 	m.clean(ctx)
 	return c, nil
+}
+
+// noteNotOpened is noteFailure for what ends finalize before it has looked.
+func (m *machine) noteNotOpened(reason error) error {
+	m.facts.State = m.journal.State()
+	if st := m.facts.State.Staged; st != nil && !st.DownloadOnly {
+		return m.noteFailure(st.Deployment, reason)
+	}
+	return nil
 }
 
 // noteFailure leaves the reason where status finds it after the reboot.

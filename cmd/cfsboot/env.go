@@ -23,6 +23,7 @@ const lockWait = 10 * time.Second
 // env is what commands share: streams, global flags, the logger and the progress display.
 type env struct {
 	stdin, stdout, stderr *os.File
+	euid                  int // of the user who runs the command
 
 	opts struct {
 		repo, progress       string
@@ -33,7 +34,7 @@ type env struct {
 }
 
 func newEnv(stdin, stdout, stderr *os.File) *env {
-	return &env{stdin: stdin, stdout: stdout, stderr: stderr, logger: slog.New(slog.DiscardHandler)}
+	return &env{stdin: stdin, stdout: stdout, stderr: stderr, euid: os.Geteuid(), logger: slog.New(slog.DiscardHandler)}
 }
 
 // start makes logger and progress display after the flags are known.

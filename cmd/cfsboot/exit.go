@@ -140,6 +140,9 @@ type errorReport struct {
 // fail prints an error once, in the form that was asked for, and returns its exit status.
 func (e *env) fail(err error) int {
 	c := classify(err)
+	if c.name == "permission" && e.euid == 0 {
+		c.advice = "" // it was run as root
+	}
 	var left *pull.LeftError
 	if errors.As(err, &left) {
 		more := fmt.Sprintf("what the pull has stored stays (%s): `cfsboot repo gc` removes it", oneLine(left.Left))

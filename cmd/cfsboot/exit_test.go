@@ -71,13 +71,16 @@ func TestClassify(t *testing.T) {
 
 // TestAdvice: who can do something about a failure, and what.
 func TestAdvice(t *testing.T) {
+	euid := os.Geteuid()
 	said := func(err error) string {
 		f, cerr := os.Create(filepath.Join(t.TempDir(), "stderr"))
 		if cerr != nil {
 			t.Fatal(cerr)
 		}
 		defer f.Close()
-		newEnv(nil, f, f).fail(err)
+		e := newEnv(nil, f, f)
+		e.euid = euid
+		e.fail(err)
 		b, cerr := os.ReadFile(f.Name())
 		if cerr != nil {
 			t.Fatal(cerr)
@@ -92,6 +95,12 @@ func TestAdvice(t *testing.T) {
 	} {
 		if got := said(err); !strings.Contains(got, want) {
 			t.Errorf("%T: got %q, want %q", err, got, want)
+		}
+	}
+	for uid, want := range map[int]bool{0: false, 1000: true} {
+		euid = uid
+		if got := said(fs.ErrPermission); strings.Contains(got, "run it as root") != want {
+			t.Errorf("user %d: got %q", uid, got)
 		}
 	}
 }
