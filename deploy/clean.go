@@ -66,8 +66,9 @@ func (m *machine) cleanLeftovers(ctx context.Context) error {
 }
 
 // cleanStaged removes staged state that is not of the staged deployment. That of
-// orphans goes when they do: it says which tag they have.
-func (m *machine) cleanStaged(context.Context) error {
+// orphans goes when they do: it says which tag they have. So does an older state of a
+// deployment that changed places with what was staged.
+func (m *machine) cleanStaged(ctx context.Context) error {
 	list, err := m.top.ReadSubDir(stagedDir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -79,6 +80,11 @@ func (m *machine) cleanStaged(context.Context) error {
 	for _, x := range list {
 		if s.Staged != nil && s.Staged.Deployment == x.Name || s.Transaction != nil && s.Transaction.Deployment == x.Name || slices.Contains(s.Orphans, x.Name) {
 			continue
+		}
+		if d, err := readDeployment(m.top, stagedDir, x.Name); err == nil && d.Reference != m.facts.Deployments[d.ID].Reference {
+			if err := m.untag(ctx, d); err != nil {
+				return err
+			}
 		}
 		if err := m.top.RemoveAll(stagedDir + "/" + x.Name); err != nil {
 			return err
@@ -331,7 +337,7 @@ func (m *machine) forget(ctx context.Context, id string) error {
 	if err := m.checkNotRunning(id); err != nil {
 		return err
 	}
-	if err := m.untag(ctx, id); err != nil {
+	if err := m.untag(ctx, m.facts.Deployments[id]); err != nil {
 		return err
 	}
 	for _, name := range []string{stateOf(id), stagedOf(id)} {

@@ -124,9 +124,6 @@ func (m *machine) retarget(ctx context.Context, id, reference string, index dige
 	if h.Plain, err = fsverity.ParseHex(d.PlainID); err != nil {
 		return false, err
 	}
-	if err := m.hold(ctx, id, h); err != nil {
-		return false, err
-	}
 	name := stateOf(id)
 	if st := m.facts.State.Staged; st != nil && st.Deployment == id {
 		if name, err = m.stagedState(*st); err != nil {
@@ -135,10 +132,34 @@ func (m *machine) retarget(ctx context.Context, id, reference string, index dige
 	}
 	next := d
 	next.Reference, next.IndexDigest = reference, string(index)
-	if err := m.rewrite(name, d, next, record.Event{Kind: record.EventReference, Deployment: id, Reference: reference}); err != nil {
-		return false, err
+	return true, m.rename(ctx, name, d, next, h)
+}
+
+// rename makes the deployment whose state is at name follow another reference, or
+// another manifest of the same files: the refs and the tag first, without which the
+// records would be of an image that may go, then the records. The tag of the old
+// reference goes before them, since a later run only looks at the new ones.
+func (m *machine) rename(ctx context.Context, name string, old, next record.Deployment, h holdings) error {
+	if err := m.hold(ctx, old.ID, h); err != nil {
+		return err
 	}
-	return true, m.look()
+	moves := tagOf(old.Reference) != h.Tag
+	_, had := m.tagOf(old)
+	if err := m.notePending(); err != nil {
+		return err
+	}
+	if moves {
+		if err := m.untag(ctx, old); err != nil {
+			return err
+		}
+	}
+	if err := m.rewrite(name, old, next, record.Event{Kind: record.EventReference, Deployment: old.ID, Reference: next.Reference}); err != nil {
+		if moves && had {
+			err = errors.Join(err, oci.Tag(ctx, m.repo, digest.Digest(old.ManifestDigest), tagOf(old.Reference)), m.untag(ctx, next))
+		}
+		return err
+	}
+	return m.look()
 }
 
 // rewrite replaces the records of a deployment and notes it in the journal. If

@@ -362,3 +362,80 @@ func TestNoRegistry(t *testing.T) {
 		must(t, settled(w.upgrade(release(t, "2"))))
 	}
 }
+
+// tags lists the names of images in the repository.
+func (w *world) tags() (names []string) {
+	w.t.Helper()
+	list, err := os.ReadDir(filepath.Join(w.root.Path(), "composefs/streams/refs/oci"))
+	must(w.t, err)
+	for _, x := range list {
+		names = append(names, oci.DecodeTag(x.Name()))
+	}
+	return names
+}
+
+// TestSwitchTakesTheTagAway: when a deployment follows another reference its image
+// has that name, and the old one only if another deployment has it. So nothing of
+// it is left when it is gone.
+func TestSwitchTakesTheTagAway(t *testing.T) {
+	r1, r2 := release(t, "1"), release(t, "2")
+	other, old := strings.TrimPrefix(otherReference, "docker://"), strings.TrimPrefix(reference, "docker://")
+	for name, img := range map[string]*ocitest.Image{"same manifest": r1, "same files": relabelled(t, "1")} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			w.configure("keep = 0\n")
+			one := w.releases(r1)[0]
+			must(t, settled(w.switchTo(otherReference, img, deploy.SwitchOptions{})))
+			if got := w.tags(); !slices.Equal(got, []string{other}) {
+				t.Errorf("tags %v after the switch", got)
+			}
+			checkRepository(t, w)
+			for _, v := range []string{"3", "4"} {
+				must(t, settled(w.switchTo(otherReference, release(t, v), deploy.SwitchOptions{})))
+				must(t, settled(w.finalize()))
+				w.boot()
+				w.bless()
+			}
+			must(t, removed(w.gc(0)))
+			w.gone(one, "1")
+			if got := w.tags(); !slices.Equal(got, []string{other}) {
+				t.Errorf("tags %v in the end", got)
+			}
+			checkRepository(t, w)
+		})
+	}
+	t.Run("staged again under another reference", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t)
+		w.configure("keep = 9\n")
+		one := w.releases(r1)[0]
+		for _, img := range []*ocitest.Image{r2, r1} {
+			must(t, settled(w.switchTo(otherReference, img, deploy.SwitchOptions{})))
+			must(t, settled(w.finalize()))
+			w.boot()
+			w.bless()
+		}
+		must(t, settled(w.switchTo(otherReference, r1, deploy.SwitchOptions{})))
+		if w.booted() != one || w.follows(one) != otherReference {
+			t.Errorf("booted %s, follows %s", short(w.booted()), w.follows(one))
+		}
+		if got := w.tags(); !slices.Equal(got, []string{other}) {
+			t.Errorf("tags %v", got)
+		}
+		checkRepository(t, w)
+	})
+	t.Run("another follows the old one", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t)
+		w.releases(r1, r2)
+		must(t, settled(w.switchTo(otherReference, r2, deploy.SwitchOptions{})))
+		if got := w.tags(); !slices.Equal(got, []string{old, other}) && !slices.Equal(got, []string{other, old}) {
+			t.Errorf("tags %v", got)
+		}
+		if got, want := w.tagged(), string(r1.Descriptor.Digest); got != want {
+			t.Errorf("the old tag stands for %s, want %s", got, want)
+		}
+		checkRepository(t, w)
+	})
+}

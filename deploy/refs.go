@@ -78,18 +78,17 @@ func (m *machine) removeRefs(ctx context.Context, id string) error {
 	return m.repo.Sync(ctx)
 }
 
-// untag takes the tag away from the image of a deployment that goes: the newest
-// one that stays and follows the same reference gets it, else nobody. A tag that
-// stands for another image is not touched.
-func (m *machine) untag(ctx context.Context, id string) error {
-	tag, ok := m.tagOf(id)
+// untag takes the tag away from the image of a deployment that goes, or that no
+// longer follows this reference: the newest one that stays and follows it gets the
+// tag, else nobody. A tag that stands for another image is not touched.
+func (m *machine) untag(ctx context.Context, d record.Deployment) error {
+	tag, ok := m.tagOf(d)
 	if !ok {
 		return nil
 	}
-	d := m.facts.Deployments[id]
 	for _, other := range m.facts.State.Deployments() {
 		o, ok := m.facts.Deployments[other]
-		if !ok || other == id || o.Reference != d.Reference {
+		if !ok || other == d.ID || o.Reference != d.Reference {
 			continue
 		}
 		if o.ManifestDigest == d.ManifestDigest {
@@ -103,16 +102,13 @@ func (m *machine) untag(ctx context.Context, id string) error {
 	return oci.Untag(ctx, m.repo, tag)
 }
 
-// tagOf returns the tag that stands for the image of a deployment, if one does.
-func (m *machine) tagOf(id string) (string, bool) {
-	d, ok := m.facts.Deployments[id]
-	if !ok {
+// tagOf returns the tag that stands for the image of a deployment, if one does. d is
+// its record, or the zero value.
+func (m *machine) tagOf(d record.Deployment) (string, bool) {
+	tag := tagOf(d.Reference)
+	if tag == "" {
 		return "", false
 	}
-	ref, err := record.ParseImageReference(d.Reference)
-	if err != nil || oci.CheckTag(ref.Image) != nil {
-		return "", false
-	}
-	now, err := oci.Resolve(m.repo, ref.Image)
-	return ref.Image, err == nil && string(now) == d.ManifestDigest
+	now, err := oci.Resolve(m.repo, tag)
+	return tag, err == nil && string(now) == d.ManifestDigest
 }

@@ -181,7 +181,7 @@ func (m *machine) without(ids []string) []string {
 	var out []string
 	for _, id := range ids {
 		out = append(out, "images/refs/"+refPrefix+id+"/", "streams/refs/"+refPrefix+id)
-		if tag, ok := m.tagOf(id); ok {
+		if tag, ok := m.tagOf(m.facts.Deployments[id]); ok {
 			out = append(out, repo.Streams.String()+"/refs/"+oci.TagRef(tag))
 		}
 	}

@@ -237,13 +237,7 @@ func (m *machine) sameContent(ctx context.Context, img *image) (bool, error) {
 	next := d
 	next.Reference, next.ManifestDigest, next.IndexDigest, next.ConfigDigest = img.record.Reference, img.record.ManifestDigest, img.record.IndexDigest, img.record.ConfigDigest
 	next.ImageVersion, next.ImageCreated, next.PlainID = img.record.ImageVersion, img.record.ImageCreated, img.record.PlainID
-	if err := m.hold(ctx, id, img.holdings); err != nil {
-		return false, err
-	}
-	if err := m.rewrite(name, d, next, record.Event{Kind: record.EventReference, Deployment: id, Reference: next.Reference}); err != nil {
-		return false, err
-	}
-	return true, m.look()
+	return true, m.rename(ctx, name, d, next, img.holdings)
 }
 
 // placePayload puts kernel and initrd on the boot partition, after making room.
