@@ -26,6 +26,9 @@ func apply(ctx context.Context, o Options, c *Change, err error) (*Change, error
 	if c == nil || err != nil && !isNothing(err) || c.Deployment == c.Booted {
 		return c, err
 	}
+	if c.Action == ActionStaged && c.DownloadOnly { // the next boot does not start it
+		return c, err
+	}
 	if c.notStarted != nil {
 		// A reboot now would start what runs already.
 		return c, &RebootError{c.Deployment, c.notStarted}

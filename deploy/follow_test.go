@@ -297,6 +297,25 @@ func TestDownloadOnlyKeepsDefault(t *testing.T) {
 	}
 }
 
+// TestApplyDownloadOnly: what is only downloaded is not what a reboot starts.
+func TestApplyDownloadOnly(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	r2 := release(t, "2")
+	w.releases(release(t, "1"))
+	w.tag = r2
+	for range 2 { // the second time it is there already
+		c, err := w.upgradeWith(deploy.UpgradeOptions{DownloadOnly: true, Apply: true})
+		if err != nil && !errors.Is(err, deploy.ErrNothingToDo) || !c.DownloadOnly || c.Reboot || len(w.systemd.calls) > 0 {
+			t.Errorf("upgrade: %+v, %v, systemctl %q", c, err, w.systemd.calls)
+		}
+	}
+	c, err := w.switchTo(otherReference, r2, deploy.SwitchOptions{DownloadOnly: true, Apply: true})
+	if err != nil || !c.DownloadOnly || c.Reboot || len(w.systemd.calls) > 0 {
+		t.Errorf("switch: %+v, %v, systemctl %q", c, err, w.systemd.calls)
+	}
+}
+
 // TestApply reboots when that starts something else, also what an earlier command
 // had staged (the peers' D11), and says clearly why it does not.
 func TestApply(t *testing.T) {
