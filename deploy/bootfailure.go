@@ -1,16 +1,13 @@
 package deploy
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"slices"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
+	"github.com/cfsboot/cfsboot/deploy/bootlog"
 	"github.com/cfsboot/cfsboot/deploy/record"
 	"github.com/cfsboot/cfsboot/internal/durable"
 	"github.com/cfsboot/cfsboot/systemd"
@@ -32,112 +29,18 @@ type Evidence interface {
 // logLines is how many messages of a failed boot are kept.
 const logLines = 100
 
-// readBootFailures reads the records of failed boots, oldest first.
-func readBootFailures(top *durable.Dir) ([]record.BootFailure, []error) {
-	list, err := top.ReadSubDir(record.BootFailureDir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, []error{err}
-	}
-	var out []record.BootFailure
-	var problems []error
-	for _, x := range list {
-		if !strings.HasSuffix(x.Name, ".json") || !x.IsRegular() {
-			continue
-		}
-		name := record.BootFailureDir + "/" + x.Name
-		data, err := top.ReadFile(name, record.MaxBootFailure)
-		if err != nil {
-			problems = append(problems, err)
-			continue
-		}
-		f, err := record.ParseBootFailure(data)
-		if err != nil {
-			problems = append(problems, fmt.Errorf("read %q: %w", name, err))
-			continue
-		}
-		out = append(out, f)
-	}
-	slices.SortStableFunc(out, func(a, b record.BootFailure) int { return a.Time.Compare(b.Time) })
-	return out, problems
-}
-
-// writeBootFailure keeps a record and the messages that go with it, which only
-// root may read, and forgets the oldest ones.
-func writeBootFailure(top *durable.Dir, f record.BootFailure, log []string) error {
-	data, err := f.Encode()
+// writeBootFailure keeps a record and the messages that go with it.
+func writeBootFailure(top *durable.Dir, f record.BootFailure, lines []string) (err error) {
+	log, err := bootlog.Open(top)
 	if err != nil {
 		return err
 	}
-	dir, err := openBootFailures(top)
-	if err != nil {
-		return err
+	defer func() { err = errors.Join(err, log.Close()) }()
+	var messages []byte
+	for _, line := range lines {
+		messages = append(append(messages, line...), '\n')
 	}
-	defer dir.Close() //nolint:errcheck // every file was synced
-	names, err := newestFirst(dir)
-	if err != nil {
-		return err
-	}
-	for _, name := range record.PrunableBootFailures(names) {
-		if err := dir.Remove(name); err != nil {
-			return err
-		}
-	}
-	if len(log) > 0 {
-		text := strings.Join(log, "\n") + "\n"
-		text = text[max(0, len(text)-record.MaxBootLog):]
-		if err := dir.WriteFile(f.Name()+".log", []byte(text), 0o600); err != nil {
-			return err
-		}
-	}
-	return dir.WriteFile(f.Name()+".json", data, stateFilePerm)
-}
-
-// openBootFailures opens the directory of the records, which it makes durably if it
-// is not there.
-func openBootFailures(top *durable.Dir) (*durable.Dir, error) {
-	parent, base := splitName(record.BootFailureDir)
-	state, err := top.Sub(parent)
-	if err != nil {
-		return nil, err
-	}
-	defer state.Close() //nolint:errcheck // synced where it was changed
-	err = state.Mkdir(base, stateDirPerm)
-	if err == nil {
-		err = state.Sync()
-	}
-	if err != nil && !errors.Is(err, fs.ErrExist) {
-		return nil, err
-	}
-	return state.Sub(base)
-}
-
-// newestFirst lists the files of a directory by the time of their last change.
-func newestFirst(dir *durable.Dir) ([]string, error) {
-	list, err := dir.ReadDir()
-	if err != nil {
-		return nil, err
-	}
-	times := map[string]unix.Timespec{}
-	var names []string
-	for _, x := range list {
-		st, err := dir.Lstat(x.Name)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		times[x.Name] = st.Mtim
-		names = append(names, x.Name)
-	}
-	slices.SortStableFunc(names, func(a, b string) int {
-		x, y := times[a], times[b]
-		return cmp.Or(cmp.Compare(y.Sec, x.Sec), cmp.Compare(y.Nsec, x.Nsec))
-	})
-	return names, nil
+	return log.Write(f, messages)
 }
 
 // ofEntry tells whether a record is about a boot of this entry.

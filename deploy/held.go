@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/cfsboot/cfsboot/deploy/bootlog"
 	"github.com/cfsboot/cfsboot/deploy/record"
 	"github.com/cfsboot/cfsboot/internal/durable"
 	"github.com/cfsboot/cfsboot/internal/mnt"
@@ -56,7 +57,7 @@ func HeldImages(_ context.Context, r *repo.Repository, top *durable.Dir, root st
 // deploymentIDs lists what journal and state directories know.
 func deploymentIDs(top *durable.Dir) ([]string, error) {
 	var ids []string
-	j, err := readJournal(top)
+	j, err := bootlog.ReadJournal(top)
 	switch {
 	case err == nil:
 		ids = j.State().Deployments()

@@ -14,6 +14,7 @@ import (
 
 	"github.com/cfsboot/cfsboot/bootimage"
 	"github.com/cfsboot/cfsboot/bootimage/bls"
+	"github.com/cfsboot/cfsboot/deploy/bootlog"
 	"github.com/cfsboot/cfsboot/deploy/esp"
 	"github.com/cfsboot/cfsboot/deploy/etcmerge"
 	"github.com/cfsboot/cfsboot/deploy/install"
@@ -199,7 +200,7 @@ func checkTarget(top *durable.Dir) error {
 		}
 		return refuse(CodeTarget, "target %q is not empty: it holds %s%s", top.Path(), strings.Join(foreign[:min(len(foreign), maxPaths)], ", "), more)
 	}
-	j, err := readJournal(top)
+	j, err := bootlog.ReadJournal(top)
 	switch {
 	case errors.Is(err, record.ErrNoJournal) && used:
 		return refuse(CodeTarget, "target %q holds a repository %q that no installation of cfsboot made", top.Path(), repoDir)

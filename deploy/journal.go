@@ -3,9 +3,9 @@ package deploy
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 
+	"github.com/cfsboot/cfsboot/deploy/bootlog"
 	"github.com/cfsboot/cfsboot/deploy/record"
 	"github.com/cfsboot/cfsboot/internal/durable"
 )
@@ -28,30 +28,11 @@ type journal struct {
 	log    *slog.Logger
 }
 
-// readJournal reads the journal below the top of the root file system. Without
-// a record the error is record.ErrNoJournal.
-func readJournal(top *durable.Dir) (*record.Journal, error) {
-	list, err := top.ReadSubDir(record.JournalDir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, record.ErrNoJournal
-	}
-	if err != nil {
-		return nil, err
-	}
-	names := make([]string, len(list))
-	for i, x := range list {
-		names[i] = x.Name
-	}
-	return record.ReadJournal(names, func(name string) ([]byte, error) {
-		return top.ReadFile(record.JournalDir+"/"+name, record.MaxRecordSize)
-	})
-}
-
 // openJournal opens the journal for writing. A new one, which has no record
 // yet, takes only the init event.
 func openJournal(top *durable.Dir, o Options) (*journal, error) {
 	j := &journal{clock: o.Clock, bootID: o.bootID(), log: o.Logger}
-	old, err := readJournal(top)
+	old, err := bootlog.ReadJournal(top)
 	switch {
 	case err == nil:
 		j.Journal = *old

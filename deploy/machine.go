@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cfsboot/cfsboot/deploy/bootlog"
 	"github.com/cfsboot/cfsboot/deploy/esp"
 	"github.com/cfsboot/cfsboot/deploy/record"
 	"github.com/cfsboot/cfsboot/internal/durable"
@@ -83,7 +84,7 @@ func open(ctx context.Context, o Options, then func(*machine) error, failed func
 	if err := m.openTop(); err != nil {
 		return nil, err
 	}
-	if _, err := readJournal(m.top); errors.Is(err, record.ErrNoJournal) {
+	if _, err := bootlog.ReadJournal(m.top); errors.Is(err, record.ErrNoJournal) {
 		return nil, refuse(CodeNotManaged, "this machine was not installed by cfsboot: %s has no %s", m.top.Path(), record.JournalDir)
 	}
 	if err := m.start(ctx, repo.Options{RequireVerity: booted.Secure, LockWait: m.LockWait, Space: m.repoSpace, Logger: m.Logger}); err != nil {
@@ -177,7 +178,7 @@ func (m *machine) look() error {
 		m.Logger.Warn("a deployment cannot be read", "error", err)
 	}
 	m.facts.Deployments = deployments
-	m.facts.BootFailures, problems = readBootFailures(m.top)
+	m.facts.BootFailures, problems = bootlog.Read(m.top)
 	for _, err := range problems {
 		m.Logger.Warn("a record of a failed boot cannot be read", "error", err)
 	}

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/cfsboot/cfsboot/deploy/bootlog"
 	"github.com/cfsboot/cfsboot/deploy/record"
 	"github.com/cfsboot/cfsboot/internal/durable"
 )
@@ -48,7 +49,7 @@ func ReviewBoots(ctx context.Context, o Options) (_ *BootReview, err error) {
 	if err := m.noteBoots(); err != nil {
 		return nil, err
 	}
-	if err := m.endStreak(); err != nil {
+	if err := bootlog.EndStreak(m.top); err != nil {
 		review.Warnings = append(review.Warnings, "end the count of failed boots: "+firstLine(err))
 	}
 	if x := oneShotWay(m.facts); x != nil {
@@ -201,24 +202,6 @@ func panicLine(lines []string) string {
 }
 
 func tail(lines []string, n int) []string { return lines[max(0, len(lines)-n):] }
-
-// endStreak forgets the failed boots in a row: this one has come to a running
-// system.
-func (m *machine) endStreak() error {
-	dir, err := m.top.Sub(record.BootFailureDir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer dir.Close() //nolint:errcheck // Remove syncs
-	err = dir.Remove(record.StreakName)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	return errors.Join(err, dir.Sync())
-}
 
 // oneShotWay is the record of a boot after which the initramfs told the loader to
 // start the running deployment, once, because the default could not be mounted. nil:

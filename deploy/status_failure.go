@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/cfsboot/cfsboot/deploy/bootlog"
 	"github.com/cfsboot/cfsboot/deploy/record"
 	"github.com/cfsboot/cfsboot/internal/durable"
 )
@@ -35,13 +36,13 @@ type BootLog struct {
 const statusLines = 10
 
 func (r *statusReader) readBootFailures(top *durable.Dir) {
-	list, problems := readBootFailures(top)
+	list, problems := bootlog.Read(top)
 	for _, err := range problems {
 		r.problem(ProblemBootFailure, hintRoot(err), err)
 	}
 	r.in.BootFailures = list
 	for _, x := range list {
-		data, err := top.ReadFile(record.BootFailureDir+"/"+x.Name()+".log", 2*record.MaxBootLog)
+		data, err := bootlog.ReadMessages(top, x)
 		if err != nil {
 			if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrPermission) {
 				r.problem(ProblemBootFailure, "", err)

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cfsboot/cfsboot/deploy/bootlog"
 	"github.com/cfsboot/cfsboot/deploy/esp"
 	"github.com/cfsboot/cfsboot/deploy/record"
 	"github.com/cfsboot/cfsboot/internal/durable"
@@ -113,7 +114,7 @@ func (r *statusReader) readTop() {
 		}
 		defer top.Close() //nolint:errcheck // nothing was written
 	}
-	j, err := readJournal(top)
+	j, err := bootlog.ReadJournal(top)
 	switch {
 	case err == nil:
 		r.in.Journal, r.in.State, r.in.Recorded = true, j.State(), j.Time()

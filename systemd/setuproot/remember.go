@@ -1,18 +1,16 @@
 package setuproot
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
-	"slices"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/cfsboot/cfsboot/bootimage/bls"
+	"github.com/cfsboot/cfsboot/deploy/bootlog"
 	"github.com/cfsboot/cfsboot/deploy/record"
 	"github.com/cfsboot/cfsboot/internal/durable"
 	"github.com/cfsboot/cfsboot/internal/efivar"
@@ -110,15 +108,14 @@ func openPlace(path string) (*durable.Dir, error) {
 // disk, so that two deployments that both fail do not start each other for ever.
 func remember(root *durable.Dir, o FailedOptions, f record.BootFailure, kmsg []byte, action Action) (record.BootFailure, error) {
 	f.Action = string(action)
-	dir, err := openFailures(root)
+	log, err := bootlog.Open(root)
 	if err != nil {
 		return f, err
 	}
-	defer dir.Close() //nolint:errcheck // every file was synced
-	errs := []error{forgetOld(dir)}
-	errs = append(errs, dir.WriteFile(f.Name()+".log", kmsg[max(0, len(kmsg)-record.MaxBootLog):], 0o600))
-	streak, err := addToStreak(dir, f.Deployment)
-	errs = append(errs, err)
+	defer log.Close() //nolint:errcheck // every file was synced
+	// Before the messages, which may take the last space.
+	streak, err := log.AddToStreak(f.Deployment)
+	errs := []error{err}
 	if err == nil && action == ActionReboot {
 		selected, _ := o.Vars.Loader(efivar.LoaderEntrySelected)
 		_, cerr := o.Vars.Loader(efivar.LoaderBootCountPath)
@@ -138,69 +135,12 @@ func remember(root *durable.Dir, o FailedOptions, f record.BootFailure, kmsg []b
 			}
 		}
 	}
-	data, err := f.Encode()
-	if err == nil {
-		err = dir.WriteFile(f.Name()+".json", data, 0o644)
-	}
-	return f, errors.Join(append(errs, err)...)
-}
-
-// openFailures opens the directory of the records, which it makes durably.
-func openFailures(root *durable.Dir) (*durable.Dir, error) {
-	parent, base, _ := strings.Cut(record.BootFailureDir, "/")
-	state, err := root.Sub(parent)
-	if err != nil {
-		return nil, err
-	}
-	defer state.Close() //nolint:errcheck // synced where it was changed
-	err = state.Mkdir(base, 0o755)
-	if err == nil {
-		err = state.Sync()
-	}
-	if err != nil && !errors.Is(err, fs.ErrExist) {
-		return nil, err
-	}
-	return state.Sub(base)
-}
-
-// addToStreak counts a failure of the deployment. A file that cannot be read counts
-// from the start.
-func addToStreak(dir *durable.Dir, deployment string) (record.Streak, error) {
-	var s record.Streak
-	data, err := dir.ReadFile(record.StreakName, record.MaxBootFailure)
-	if err == nil {
-		s, err = record.ParseStreak(data)
-	}
-	var bad *record.FormatError
-	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.As(err, &bad) {
-		return s, err
-	}
-	if deployment == "" {
-		return s, nil
-	}
-	s = s.Add(deployment)
-	if data, err = s.Encode(); err != nil {
-		return s, err
-	}
-	return s, dir.WriteFile(record.StreakName, data, 0o600)
+	return f, errors.Join(append(errs, log.Write(f, kmsg))...)
 }
 
 // readState reads the journal. A machine without one has the zero state.
 func readState(root *durable.Dir) (record.State, error) {
-	list, err := root.ReadSubDir(record.JournalDir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return record.State{}, nil
-	}
-	if err != nil {
-		return record.State{}, err
-	}
-	names := make([]string, len(list))
-	for i, x := range list {
-		names[i] = x.Name
-	}
-	j, err := record.ReadJournal(names, func(name string) ([]byte, error) {
-		return root.ReadFile(record.JournalDir+"/"+name, record.MaxRecordSize)
-	})
+	j, err := bootlog.ReadJournal(root)
 	if errors.Is(err, record.ErrNoJournal) {
 		return record.State{}, nil
 	}
@@ -208,37 +148,6 @@ func readState(root *durable.Dir) (record.State, error) {
 		return record.State{}, fmt.Errorf("read journal: %w", err)
 	}
 	return j.State(), nil
-}
-
-// forgetOld makes room for one record more.
-func forgetOld(dir *durable.Dir) error {
-	entries, err := dir.ReadDir()
-	if err != nil {
-		return err
-	}
-	times := map[string]unix.Timespec{}
-	var names []string
-	for _, e := range entries {
-		st, err := dir.Lstat(e.Name)
-		if errors.Is(err, fs.ErrNotExist) || !e.IsRegular() {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		times[e.Name] = st.Mtim
-		names = append(names, e.Name)
-	}
-	slices.SortStableFunc(names, func(a, b string) int {
-		x, y := times[a], times[b]
-		return cmp.Or(cmp.Compare(y.Sec, x.Sec), cmp.Compare(y.Nsec, x.Nsec))
-	})
-	for _, name := range record.PrunableBootFailures(names) {
-		if err := dir.Remove(name); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // loaderVars are the variables of this machine. systemd mounts efivarfs, where it

@@ -216,10 +216,14 @@ func TestRememberFaults(t *testing.T) {
 				}
 				return
 			}
-			if err == nil {
-				t.Errorf("fault %d (%s) was swallowed", n, fsys.Op(n))
-			}
 			after := fsys.PowerLoss().Path()
+			if err == nil { // then room was made for the count, and everything is there
+				for _, name := range []string{record.StreakName, failBoot + ".json", failBoot + ".log"} {
+					if _, serr := os.Stat(filepath.Join(after, record.BootFailureDir, name)); serr != nil || errno != unix.ENOSPC || vars["LoaderEntryOneShot"] == "" {
+						t.Errorf("fault %d (%s) was swallowed: %v", n, fsys.Op(n), serr)
+					}
+				}
+			}
 			data, rerr := os.ReadFile(filepath.Join(after, record.BootFailureDir, record.StreakName))
 			if vars["LoaderEntryOneShot"] != "" {
 				if s, perr := record.ParseStreak(data); rerr != nil || perr != nil || s.Count(rel2) != 1 {
@@ -231,6 +235,78 @@ func TestRememberFaults(t *testing.T) {
 					t.Errorf("fault %d (%s): half a record: %v", n, fsys.Op(n), err)
 				}
 			}
+		}
+	}
+}
+
+// fullDisk refuses to write once files have this many bytes together, or more.
+type fullDisk struct {
+	*durabletest.FS
+	size int64
+}
+
+func (d fullDisk) Before(op durable.Op) error {
+	if op.Kind == durable.OpWrite {
+		var used int64
+		err := filepath.WalkDir(filepath.Join(d.Path(), record.BootFailureDir), func(_ string, e fs.DirEntry, err error) error {
+			if err != nil || e.IsDir() {
+				return err
+			}
+			st, err := e.Info()
+			if err == nil {
+				used += st.Size()
+			}
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		if used >= d.size {
+			return unix.ENOSPC
+		}
+	}
+	return d.FS.Before(op)
+}
+
+// TestRememberFull: where the messages take the last space, the count of failures is on the disk all the same, and
+// the loader is told; also when the next boot finds no space at all. In the end the machine is switched off.
+func TestRememberFull(t *testing.T) {
+	fsys := place(t)
+	plain, err := durable.OpenDir(fsys.Path())
+	must(t, err)
+	defer plain.Close()
+	root, err := plain.WithHook(fullDisk{fsys, 32 << 10})
+	must(t, err)
+	defer root.Close()
+	messages := []byte(strings.Repeat("6,1,100,-;a long line of the kernel log\n", 4000))
+	remember := func(selected, id string) setuproot.Action {
+		t.Helper()
+		vars := fakeVars{"LoaderEntrySelected": selected}
+		o := failOptions(vars)
+		o.Cmdline = "composefs.digest=v1-sha512-12:" + id
+		f, err := setuproot.Remember(root, o, messages, setuproot.ActionReboot)
+		if !errors.Is(err, unix.ENOSPC) {
+			t.Errorf("error %v, want that the disk is full", err)
+		}
+		if got := vars["LoaderEntryOneShot"]; (got == first) != (selected == second && f.OneShot == 1) {
+			t.Errorf("%s failed: one-shot %d, variable %q", selected, f.OneShot, got)
+		}
+		return setuproot.Action(f.Action)
+	}
+	count := func(id string) int {
+		t.Helper()
+		s, err := record.ParseStreak([]byte(readFile(t, filepath.Join(fsys.PowerLoss().Path(), record.BootFailureDir, record.StreakName))))
+		must(t, err)
+		return s.Count(id)
+	}
+	remember(second, rel2)
+	if n := count(rel2); n != 1 {
+		t.Errorf("%d failures of the release are counted, want 1", n)
+	}
+	for n := 1; n <= 11; n++ {
+		action := remember(first, rel1)
+		if got := count(rel1); got != n || (action == setuproot.ActionPowerOff) != (n == 11) {
+			t.Errorf("failure %d of the other one: %d are counted, %s follows", n, got, action)
 		}
 	}
 }
