@@ -114,22 +114,6 @@ func TestDecideIncomplete(t *testing.T) {
 	}
 }
 
-func TestPanicLine(t *testing.T) {
-	for _, c := range []struct{ name, lines, want string }{
-		{"none", "a\nb", ""},
-		{"panic", "a\n[    1.0] Kernel panic - not syncing: VFS: Unable to mount root fs on unknown-block(0,0)\nCPU: 0", "Kernel panic - not syncing: VFS: Unable to mount root fs on unknown-block(0,0)"},
-		{
-			"cause", "[ 9.1] sysrq: Trigger a crash\n[ 9.2] Kernel panic - not syncing: sysrq triggered crash",
-			"Kernel panic - not syncing: sysrq triggered crash ([ 9.1] sysrq: Trigger a crash)",
-		},
-		{"only a warning", "[ 1.0] BUG: soft lockup", ""},
-	} {
-		if got := deploy.PanicLine(strings.Split(c.lines, "\n")); got != c.want {
-			t.Errorf("%s: got %q, want %q", c.name, got, c.want)
-		}
-	}
-}
-
 // failing takes a machine to a second release that does not become complete.
 func failing(t *testing.T) (w *world, old, bad string) {
 	t.Helper()
@@ -357,6 +341,18 @@ func TestReviewExplains(t *testing.T) {
 		{"pstore of the kernel", func(w *world, _ *fakeEvidence, _ string) {
 			w.pstore("sys/fs/pstore/dmesg-efi_pstore-1763", panicked, time.Hour)
 		}, record.StageKernel, "Attempted to kill init!", true},
+		{"pstore of a boot of this release", func(w *world, _ *fakeEvidence, bad string) {
+			w.pstore("sys/fs/pstore/dmesg-ramoops-0", strings.Replace(panicked, "quiet", "composefs.digest=v1-sha512-12:"+bad, 1), time.Hour)
+			w.pstore("sys/fs/pstore/dmesg-ramoops-1", "Kernel panic - not syncing: of somebody", 2*time.Hour)
+		}, record.StageKernel, "Attempted to kill init!", true},
+		{"pstore of the release before", func(w *world, _ *fakeEvidence, _ string) {
+			w.pstore("var/lib/systemd/pstore/1763/001/dmesg.txt", strings.Replace(panicked, "quiet", "composefs.digest=v1-sha512-12:"+w.booted(), 1), time.Hour)
+			w.pstore("var/lib/systemd/pstore/1763/001/dmesg-efi_pstore-176300000001001", "Kernel panic - not syncing: of the release before", time.Hour)
+		}, record.StageUnknown, "left no trace", false},
+		{"pstore of a release that is gone", func(w *world, _ *fakeEvidence, _ string) {
+			w.pstore("sys/fs/pstore/dmesg-efi_pstore-176300000002001", strings.Replace(panicked[:strings.Index(panicked, "<0>")], "quiet", "composefs.digest=v1-sha512-12:"+rel3, 1), time.Hour)
+			w.pstore("sys/fs/pstore/dmesg-efi_pstore-176300000001001", "Kernel panic - not syncing: of a release that is gone", time.Hour)
+		}, record.StageUnknown, "left no trace", false},
 		{"pstore from before", func(w *world, _ *fakeEvidence, _ string) {
 			w.pstore("sys/fs/pstore/dmesg-efi_pstore-1763", panicked, -time.Hour)
 		}, record.StageUnknown, "left no trace", false},

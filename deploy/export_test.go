@@ -24,11 +24,8 @@ func PublicReason(what string, err error) string {
 	return publicReason(fmt.Errorf("finalize: %w", &etcError{what, err}))
 }
 
-// The pure decisions about failed boots.
-var (
-	DescribeIncomplete = describeIncomplete
-	PanicLine          = panicLine
-)
+// DescribeIncomplete says what kept a boot from becoming complete.
+var DescribeIncomplete = describeIncomplete
 
 // DecideIncomplete tells whether a reboot leads anywhere, and why.
 func DecideIncomplete(f Facts, seq uint64, counted, entriesRead bool) (reboot bool, why string) {

@@ -4,14 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/cfsboot/cfsboot/deploy/bootlog"
 	"github.com/cfsboot/cfsboot/deploy/record"
-	"github.com/cfsboot/cfsboot/internal/durable"
+	"github.com/cfsboot/cfsboot/systemd"
 )
 
 // BootReview is what ReviewBoots found and did.
@@ -109,18 +107,13 @@ func unexplained(f Facts) []record.ArmedEntry {
 // pstore, then what the system's log has.
 func (m *machine) explain(ctx context.Context, a record.ArmedEntry, review *BootReview) (record.BootFailure, []string) {
 	x := record.BootFailure{Time: m.Clock.Now(), Stage: record.StageUnknown, Deployment: a.Deployment, Entry: a.Seq}
-	texts, err := readPstore(m.path("/"))
+	texts, err := systemd.ReadPstore(m.path("/"))
 	if err != nil {
 		review.Warnings = append(review.Warnings, "read what the kernel left: "+firstLine(err))
 	}
-	for _, t := range texts {
-		if t.Time.Before(a.Armed) {
-			continue
-		}
-		if line := panicLine(t.Lines); line != "" {
-			x.Time, x.Stage, x.Reason = t.Time, record.StageKernel, line
-			return x, tail(t.Lines, logLines)
-		}
+	if t := panicOf(texts, a, m.facts.State.Deployments()); t != nil {
+		x.Time, x.Stage, x.Reason = t.Time, record.StageKernel, systemd.PanicLine(t.Lines)
+		return x, tail(t.Lines, logLines)
 	}
 	boot, kernel, err := m.bootOf(ctx, a.Deployment)
 	if err != nil {
@@ -134,7 +127,7 @@ func (m *machine) explain(ctx context.Context, a record.ArmedEntry, review *Boot
 	if slices.ContainsFunc(m.facts.BootFailures, func(f record.BootFailure) bool { return f.BootID == x.BootID }) {
 		x.BootID = "" // that record says less about this entry
 	}
-	if line := panicLine(kernel); line != "" {
+	if line := systemd.PanicLine(kernel); line != "" {
 		x.Stage, x.Reason = record.StageKernel, line
 		return x, tail(kernel, logLines)
 	}
@@ -148,6 +141,29 @@ func (m *machine) explain(ctx context.Context, a record.ArmedEntry, review *Boot
 		x.Reason += ": " + log[n-1]
 	}
 	return x, log
+}
+
+// panicOf chooses the newest text of a panic after the entry was made that tells by
+// its command line that the entry's deployment ran, or else the newest one that does
+// not tell which did. Texts are newest first, known are the ids of deployments.
+func panicOf(texts []systemd.PstoreText, a record.ArmedEntry, known []string) *systemd.PstoreText {
+	var found *systemd.PstoreText
+	for i := range texts {
+		t := &texts[i]
+		if t.Time.Before(a.Armed) || systemd.PanicLine(t.Lines) == "" {
+			continue
+		}
+		names := func(word string) bool {
+			return slices.ContainsFunc(t.Lines, func(line string) bool { return strings.Contains(line, word) })
+		}
+		switch {
+		case names(a.Deployment):
+			return t
+		case found == nil && !names("composefs.digest=") && !slices.ContainsFunc(known, names):
+			found = t
+		}
+	}
+	return found
 }
 
 // maxBoots is how many earlier boots are searched.
@@ -177,28 +193,6 @@ func (m *machine) bootOf(ctx context.Context, id string) (bootID string, kernel 
 		}
 	}
 	return "", nil, nil
-}
-
-// panicLine is the line with which the kernel says why it stops, "" if there is
-// none: the panic, or, where that is not the cause, what came before it.
-func panicLine(lines []string) string {
-	cause := ""
-	for _, line := range lines {
-		text := strings.TrimSpace(line)
-		for _, word := range []string{"BUG: ", "Oops: ", "Unable to mount root", "sysrq: Trigger a crash", "soft lockup"} {
-			if cause == "" && strings.Contains(text, word) {
-				cause = text
-			}
-		}
-		if i := strings.Index(text, "Kernel panic - not syncing: "); i >= 0 {
-			text = text[i:]
-			if cause != "" && !strings.Contains(cause, "Kernel panic") {
-				text += " (" + cause + ")"
-			}
-			return text
-		}
-	}
-	return ""
 }
 
 func tail(lines []string, n int) []string { return lines[max(0, len(lines)-n):] }
@@ -253,87 +247,4 @@ func (m *machine) settleOneShot(ctx context.Context, x record.BootFailure) (uint
 		return 0, fmt.Errorf("make the running deployment %s the default: %w", short(target.Deployment), err)
 	}
 	return c.Entry, nil
-}
-
-// pstoreText is one message of a kernel that died.
-type pstoreText struct {
-	Time  time.Time
-	Lines []string
-}
-
-// pstoreDirs are where the messages lie: as the kernel shows them, and where
-// systemd-pstore.service moves them to.
-var pstoreDirs = []string{"sys/fs/pstore", "var/lib/systemd/pstore"}
-
-const (
-	maxPstoreFiles = 200
-	maxPstoreFile  = 256 << 10
-)
-
-// readPstore reads what kernels left below root, newest first.
-func readPstore(root string) ([]pstoreText, error) {
-	top, err := durable.OpenDir(root)
-	if err != nil {
-		return nil, err
-	}
-	defer top.Close() //nolint:errcheck // nothing was written
-	var out []pstoreText
-	var errs []error
-	for _, name := range pstoreDirs {
-		texts, err := readPstoreDir(top, name, 2)
-		out, errs = append(out, texts...), append(errs, err)
-	}
-	slices.SortStableFunc(out, func(a, b pstoreText) int { return b.Time.Compare(a.Time) })
-	return out, errors.Join(errs...)
-}
-
-// readPstoreDir reads files named dmesg… in a directory and those below it.
-func readPstoreDir(top *durable.Dir, name string, depth int) ([]pstoreText, error) {
-	list, err := top.ReadSubDir(name)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	var out []pstoreText
-	var errs []error
-	for _, x := range list[:min(len(list), maxPstoreFiles)] {
-		path := name + "/" + x.Name
-		if x.IsDir() && depth > 0 {
-			texts, err := readPstoreDir(top, path, depth-1)
-			out, errs = append(out, texts...), append(errs, err)
-			continue
-		}
-		if !x.IsRegular() || !strings.HasPrefix(x.Name, "dmesg") {
-			continue
-		}
-		st, err := top.Lstat(path)
-		if err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		data, err := top.ReadFile(path, maxPstoreFile)
-		if err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		out = append(out, pstoreText{time.Unix(st.Mtim.Unix()).UTC(), cleanLines(string(data))})
-	}
-	return out, errors.Join(errs...)
-}
-
-// cleanLines makes lines of text that can be kept, without the kernel's priority.
-func cleanLines(text string) []string {
-	var out []string
-	for line := range strings.Lines(strings.ToValidUTF8(text, "?")) {
-		line = strings.TrimRight(line, "\r\n")
-		if len(line) > 3 && line[0] == '<' {
-			if i := strings.IndexByte(line[:min(len(line), 6)], '>'); i > 0 {
-				line = line[i+1:]
-			}
-		}
-		out = append(out, line)
-	}
-	return out
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/cfsboot/cfsboot/deploy/bootlog"
 	"github.com/cfsboot/cfsboot/deploy/record"
 	"github.com/cfsboot/cfsboot/internal/durable"
+	"github.com/cfsboot/cfsboot/systemd"
 )
 
 // BootFailure is one boot that failed, as status shows it.
@@ -49,7 +50,7 @@ func (r *statusReader) readBootFailures(top *durable.Dir) {
 			}
 			continue
 		}
-		r.in.BootLogs = append(r.in.BootLogs, BootLog{x.Name(), tail(cleanLines(string(data)), statusLines)})
+		r.in.BootLogs = append(r.in.BootLogs, BootLog{x.Name(), tail(systemd.CleanLines(string(data)), statusLines)})
 	}
 }
 
