@@ -17,7 +17,10 @@ import (
 	"github.com/cfsboot/cfsboot/deploy"
 	"github.com/cfsboot/cfsboot/deploy/esp"
 	"github.com/cfsboot/cfsboot/deploy/record"
+	"github.com/cfsboot/cfsboot/internal/durable"
+	"github.com/cfsboot/cfsboot/internal/durable/durabletest"
 	"github.com/cfsboot/cfsboot/internal/testutil/peloader"
+	"github.com/cfsboot/cfsboot/repo"
 	"github.com/cfsboot/cfsboot/systemd"
 )
 
@@ -363,8 +366,8 @@ func TestReviewExplains(t *testing.T) {
 		{"log that just ends", func(_ *world, e *fakeEvidence, bad string) {
 			e.boots = []systemd.Boot{{Offset: -1, ID: bootID}, {Offset: 0, ID: strings.Repeat("0", 32)}}
 			e.kernel = map[string][]string{bootID: {"[0.0] kernel: Command line: composefs.digest=v1-sha512-12:" + bad}}
-			e.last = map[string][]string{bootID: {"[8.0] systemd[1]: Started something"}}
-		}, record.StageUnknown, "ends without a reason: [8.0] systemd[1]: Started something", true},
+			e.last = map[string][]string{bootID: {"[8.0] app[1]: password=hunter2"}}
+		}, record.StageUnknown, "ends without a reason", true},
 		{"log of another release", func(_ *world, e *fakeEvidence, _ string) {
 			e.boots = []systemd.Boot{{Offset: -1, ID: bootID}}
 			e.kernel = map[string][]string{bootID: {"[0.0] kernel: Command line: composefs.digest=v1-sha512-12:" + rel1, "Kernel panic - not syncing: x"}}
@@ -395,6 +398,7 @@ func TestReviewExplains(t *testing.T) {
 			if p := problemOf(s, deploy.ProblemFallback); !strings.Contains(p, c.want) {
 				t.Errorf("problem %q", p)
 			}
+			w.checkPrivate("hunter2")
 		})
 	}
 }
@@ -512,6 +516,86 @@ func TestOneShotSettles(t *testing.T) {
 	if r, err := other.review(&fakeEvidence{}); err != nil || r.Armed != 0 {
 		t.Errorf("the broken release runs after all: %+v, %v", r, err)
 	}
+}
+
+// TestReviewEndsStreak: a boot that comes up ends the count of failed boots in a row, whatever else cannot be done.
+func TestReviewEndsStreak(t *testing.T) {
+	streakOf := func(w *world) bool {
+		_, err := os.Stat(filepath.Join(model(w.root).PowerLoss().Path(), record.BootFailureDir, record.StreakName))
+		return !errors.Is(err, os.ErrNotExist)
+	}
+	for name, spoil := range map[string]func(w *world, o *deploy.Options){
+		"the entries are no directory": func(w *world, o *deploy.Options) {
+			dir := filepath.Join(w.fat.Path(), "loader/entries")
+			must(t, os.RemoveAll(dir))
+			must(t, os.WriteFile(dir, nil, 0o644))
+			w.changed()
+			*o = w.options()
+		},
+		"no boot partition": func(_ *world, o *deploy.Options) { o.ESP = nil },
+		"another cfsboot has the lock": func(w *world, _ *deploy.Options) {
+			dir, err := durable.OpenDir(filepath.Join(w.root.Path(), "state/cfsboot"))
+			must(t, err)
+			t.Cleanup(func() { _ = dir.Close() })
+			must(t, repo.Lock(t.Context(), dir, true, 0))
+		},
+		"the journal is damaged": func(w *world, o *deploy.Options) {
+			for _, name := range w.records() {
+				must(t, os.WriteFile(filepath.Join(w.root.Path(), record.JournalDir, name), nil, 0o644))
+			}
+			w.changed()
+			*o = w.options()
+		},
+		"the disk is full": func(w *world, o *deploy.Options) {
+			root, err := o.Sysroot.WithHook(noWrites{model(w.root)})
+			must(t, err)
+			t.Cleanup(func() { _ = root.Close() })
+			o.Sysroot = root
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w, _, _ := oneShot(t)
+			o := w.options()
+			spoil(w, &o)
+			o.Evidence = &fakeEvidence{}
+			if r, err := deploy.ReviewBoots(t.Context(), o); err == nil {
+				t.Errorf("review %+v, want an error", r)
+			} else if strings.Contains(err.Error(), "count of failed boots") {
+				t.Errorf("the count: %v", err)
+			}
+			if streakOf(w) {
+				t.Error("the failed boots before this one are still counted")
+			}
+		})
+	}
+	t.Run("the count cannot be removed", func(t *testing.T) {
+		w, old, _ := oneShot(t)
+		w.killer = &killer{err: unix.EIO}
+		r, err := w.review(&fakeEvidence{})
+		must(t, err)
+		if !strings.Contains(w.killer.op, record.StreakName) || len(r.Warnings) != 1 || !strings.Contains(r.Warnings[0], "count of failed boots") || r.Booted != old || r.Armed != 3 {
+			t.Errorf("fault at %s: review %+v", w.killer.op, r)
+		}
+	})
+	t.Run("nothing can be done", func(t *testing.T) {
+		w, _, _ := oneShot(t)
+		w.killer = &killer{err: unix.EIO}
+		o := w.options()
+		o.Evidence, o.ESP = &fakeEvidence{}, nil
+		if _, err := deploy.ReviewBoots(t.Context(), o); !errors.Is(err, unix.EIO) || !strings.Contains(err.Error(), "count of failed boots") || !strings.Contains(err.Error(), "no EFI system partition") {
+			t.Errorf("error %v", err)
+		}
+	})
+}
+
+// noWrites is a file system without space.
+type noWrites struct{ *durabletest.FS }
+
+func (n noWrites) Before(op durable.Op) error {
+	if op.Kind == durable.OpWrite || op.Kind == durable.OpCreate || op.Kind == durable.OpTemp || op.Kind == durable.OpMkdir {
+		return unix.ENOSPC
+	}
+	return n.FS.Before(op)
 }
 
 // TestStatusDamagedFailure: a record that cannot be read is a problem, not a failure of status.

@@ -21,17 +21,28 @@ type BootReview struct {
 	Warnings []string `json:"warnings"` // never null
 }
 
-// ReviewBoots is called once in every boot that reaches a running system. It looks
-// for what boots that left no record have left otherwise, brings the journal up to
-// date, ends the count of failed boots in a row, and, if this release runs only
-// because the default one could not be mounted, makes it the default.
+// ReviewBoots is called once in every boot that reaches a running system. It ends
+// the count of failed boots in a row, whatever follows; looks for what boots that
+// left no record have left otherwise; brings the journal up to date; and, if this
+// release runs only because the default one could not be mounted, makes it the
+// default.
 func ReviewBoots(ctx context.Context, o Options) (_ *BootReview, err error) {
+	review := &BootReview{Failed: []string{}, Findings: []string{}, Warnings: []string{}}
+	if serr := endStreak(o); serr != nil {
+		serr = fmt.Errorf("end the count of failed boots: %w", serr)
+		review.Warnings = append(review.Warnings, firstLine(serr))
+		defer func() {
+			if err != nil {
+				err = errors.Join(err, serr)
+			}
+		}()
+	}
 	m, err := openLocked(ctx, o)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, m.Close()) }()
-	review := &BootReview{Booted: m.facts.BootedID(), Failed: []string{}, Findings: []string{}, Warnings: []string{}}
+	review.Booted = m.facts.BootedID()
 	if err := m.look(); err != nil {
 		return nil, err
 	}
@@ -47,9 +58,6 @@ func ReviewBoots(ctx context.Context, o Options) (_ *BootReview, err error) {
 	if err := m.noteBoots(); err != nil {
 		return nil, err
 	}
-	if err := bootlog.EndStreak(m.top); err != nil {
-		review.Warnings = append(review.Warnings, "end the count of failed boots: "+firstLine(err))
-	}
 	if x := oneShotWay(m.facts); x != nil {
 		if err := m.recover(); err != nil { // an entry can be made only when nothing else is unfinished
 			return nil, err
@@ -63,6 +71,19 @@ func ReviewBoots(ctx context.Context, o Options) (_ *BootReview, err error) {
 		review.Failed = append(review.Failed, x.Deployment)
 	}
 	return review, nil
+}
+
+// endStreak forgets the failed boots in a row: this one has come to a running
+// system. It needs neither the lock nor the boot partition nor the journal, since a
+// count that grows over boots that came up would end in a machine that is switched
+// off.
+func endStreak(o Options) (err error) {
+	m := &machine{Options: o.withDefaults()}
+	defer func() { err = errors.Join(err, m.Close()) }()
+	if err := m.openTop(); err != nil {
+		return err
+	}
+	return bootlog.EndStreak(m.top)
 }
 
 // noteBoots brings the journal up to date with what the loader and
@@ -136,10 +157,8 @@ func (m *machine) explain(ctx context.Context, a record.ArmedEntry, review *Boot
 		review.Warnings = append(review.Warnings, "read the log of an earlier boot: "+firstLine(err))
 		log = tail(kernel, logLines)
 	}
+	// No line of it here: the record is for everybody, the messages for root.
 	x.Reason = "the log of its last boot ends without a reason"
-	if n := len(log); n > 0 {
-		x.Reason += ": " + log[n-1]
-	}
 	return x, log
 }
 
