@@ -84,7 +84,7 @@ func (a *Apt) Download(ctx context.Context, name, suite, dir string) (string, er
 var HostPackages = []string{
 	"ca-certificates", "debian-archive-keyring", "mmdebstrap", // base images
 	"buildah", "docker-registry", "apache2-utils", // OS images and the registry (htpasswd)
-	"qemu-system-x86", "ovmf", "e2fsprogs", "dosfstools", "fdisk", "mtools", "openssh-client", // machines, their disks, and a way in
+	"e2fsprogs", "dosfstools", "fdisk", "mtools", "openssh-client", // machines' disks, and a way in
 	"gcc", "libc6-dev", "make", "flex", "bison", "bc", "libssl-dev", "patch", "xz-utils", // User Mode Linux
 	"erofs-utils", "fsverity", "openssl", // oracles of the unit tests
 }

@@ -39,6 +39,7 @@ type Lab struct {
 	Stable  *Channel // followed by the demo's machine
 	Testing *Channel // followed by the machines of Golden
 
+	qemu     qemu.Emulator
 	work     string
 	count    atomic.Int32
 	golden   func() (string, error)
@@ -89,11 +90,20 @@ func Open(ctx context.Context, log func(format string, args ...any)) (_ *Lab, er
 	if l.Images, err = osimage.BuildAndPush(ctx, l.Registry, log); err != nil {
 		return nil, err
 	}
-	kernel, err := baseKernel(ctx)
+	sources, err := debian.FindSources(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if l.Accel, err = qemu.Accelerator(ctx, kernel); err != nil {
+	dir, err := debian.Emulator(ctx, sources)
+	if err != nil {
+		return nil, err
+	}
+	l.qemu = qemu.In(dir)
+	kernel, err := baseKernel(ctx, sources)
+	if err != nil {
+		return nil, err
+	}
+	if l.Accel, err = l.qemu.Accelerator(ctx, kernel); err != nil {
 		return nil, err
 	}
 	log("machines run with %s", map[string]string{"kvm": "KVM", "tcg": "QEMU's own processor emulation (KVM does not work here)"}[l.Accel])
@@ -110,11 +120,7 @@ func (l *Lab) Close() error {
 }
 
 // baseKernel returns the kernel of the base image, for the accelerator's probe.
-func baseKernel(ctx context.Context) (string, error) {
-	sources, err := debian.FindSources(ctx)
-	if err != nil {
-		return "", err
-	}
+func baseKernel(ctx context.Context, sources debian.Sources) (string, error) {
 	tarFile, key, err := debian.Base(ctx, sources)
 	if err != nil {
 		return "", err

@@ -41,7 +41,7 @@ type Machine struct {
 func (l *Lab) NewMachine(ctx context.Context, name, diskFile string) (*Machine, error) {
 	base := filepath.Join(l.work, fmt.Sprintf("%s-%d", name, l.count.Add(1)))
 	m := &Machine{lab: l, name: name, Disk: base + ".disk", vars: base + ".vars"}
-	if err := qemu.NewVars(m.vars); err != nil {
+	if err := l.qemu.NewVars(m.vars); err != nil {
 		return nil, err
 	}
 	return m, qemu.CopyDisk(ctx, m.Disk, diskFile)
@@ -68,7 +68,7 @@ func (m *Machine) start(ctx context.Context, c qemu.Config) error {
 		return err
 	}
 	c.Accel, c.Disks, c.Net, c.SSH, c.Log = m.lab.Accel, []string{m.Disk}, true, m.SSHPort, m.log
-	m.Machine, err = qemu.Start(ctx, c)
+	m.Machine, err = m.lab.qemu.Start(ctx, c)
 	return err
 }
 

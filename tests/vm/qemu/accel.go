@@ -21,7 +21,7 @@ const ProbeMessage = "cfsboot-lab: the guest runs"
 // Otherwise a small guest is started with KVM: /dev/kvm exists on machines on
 // which ordinary guests hang or die. The answer is kept until the next boot of
 // the host. kernel is any kernel with a serial console.
-func Accelerator(ctx context.Context, kernel string) (string, error) {
+func (e Emulator) Accelerator(ctx context.Context, kernel string) (string, error) {
 	if a := os.Getenv("CFSBOOT_VM_ACCEL"); a != "" {
 		if a != "kvm" && a != "tcg" {
 			return "", fmt.Errorf("CFSBOOT_VM_ACCEL is %q, want kvm or tcg", a)
@@ -32,13 +32,13 @@ func Accelerator(ctx context.Context, kernel string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	version, err := Version(ctx)
+	version, err := e.Version(ctx)
 	if err != nil {
 		return "", err
 	}
 	p, err := cache.Make("accel-"+cache.Key(string(boot), version), func(tmp string) error {
 		answer := "tcg"
-		if err := probe(ctx, kernel); err == nil {
+		if err := e.probe(ctx, kernel); err == nil {
 			answer = "kvm"
 		} else if ctx.Err() != nil {
 			return ctx.Err()
@@ -53,7 +53,7 @@ func Accelerator(ctx context.Context, kernel string) (string, error) {
 }
 
 // probe boots the probe's guest with KVM.
-func probe(ctx context.Context, kernel string) error {
+func (e Emulator) probe(ctx context.Context, kernel string) error {
 	kvm, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
 	if err != nil {
 		return err
@@ -86,7 +86,7 @@ func probe(ctx context.Context, kernel string) error {
 	if err := os.WriteFile(initrd, b.Bytes(), 0o600); err != nil {
 		return err
 	}
-	m, err := Start(ctx, Config{Accel: "kvm", Memory: 512, CPUs: 1, Kernel: kernel, Initrd: initrd, Append: "console=ttyS0 panic=-1 quiet"})
+	m, err := e.Start(ctx, Config{Accel: "kvm", Memory: 512, CPUs: 1, Kernel: kernel, Initrd: initrd, Append: "console=ttyS0 panic=-1 quiet"})
 	if err != nil {
 		return err
 	}

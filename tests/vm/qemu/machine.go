@@ -22,7 +22,7 @@ type Config struct {
 	Accel  string // "kvm" or "tcg"
 	Memory int    // MiB; 1024 if 0
 	CPUs   int    // 1 if 0: see args
-	Vars   string // UEFI variables, a file of the machine's own (see NewVars): boots through firmware
+	Vars   string // UEFI variables, a file of the machine's own (see Emulator.NewVars): boots through firmware
 	Kernel string // boots this kernel without firmware
 	Initrd string
 	Append string   // kernel command line, only with Kernel
@@ -43,15 +43,17 @@ type Machine struct {
 	err     error
 }
 
-// Firmware files of Debian's package ovmf.
-const (
-	firmwareCode = "/usr/share/OVMF/OVMF_CODE_4M.fd"
-	firmwareVars = "/usr/share/OVMF/OVMF_VARS_4M.fd"
-)
+// Emulator is QEMU: its program, and the directory of the firmware's files.
+type Emulator struct{ Program, Firmware string }
+
+// In is the emulator below a directory that debian.Emulator has made.
+func In(dir string) Emulator {
+	return Emulator{Program: filepath.Join(dir, "bin/qemu-system-x86_64"), Firmware: filepath.Join(dir, "root/usr/share/OVMF")}
+}
 
 // NewVars makes a machine's own copy of the empty UEFI variables.
-func NewVars(path string) error {
-	b, err := os.ReadFile(firmwareVars)
+func (e Emulator) NewVars(path string) error {
+	b, err := os.ReadFile(filepath.Join(e.Firmware, "OVMF_VARS_4M.fd"))
 	if err != nil {
 		return err
 	}
@@ -60,8 +62,8 @@ func NewVars(path string) error {
 
 // Start starts a machine. It ends with ctx, by itself, or by Kill; Wait has to
 // be called.
-func Start(ctx context.Context, c Config) (*Machine, error) {
-	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", c.args()...)
+func (e Emulator) Start(ctx context.Context, c Config) (*Machine, error) {
+	cmd := exec.CommandContext(ctx, e.Program, e.args(c)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = 5 * time.Second
@@ -90,7 +92,7 @@ func Start(ctx context.Context, c Config) (*Machine, error) {
 	return m, nil
 }
 
-func (c Config) args() []string {
+func (e Emulator) args(c Config) []string {
 	if c.Memory == 0 {
 		c.Memory = 1024
 	}
@@ -110,7 +112,7 @@ func (c Config) args() []string {
 		"-display", "none", "-monitor", "none", "-serial", "stdio", "-device", "virtio-rng-pci",
 	}
 	if c.Vars != "" {
-		args = append(args, "-drive", "if=pflash,format=raw,unit=0,readonly=on,file="+firmwareCode, "-drive", "if=pflash,format=raw,unit=1,file="+c.Vars)
+		args = append(args, "-drive", "if=pflash,format=raw,unit=0,readonly=on,file="+filepath.Join(e.Firmware, "OVMF_CODE_4M.fd"), "-drive", "if=pflash,format=raw,unit=1,file="+c.Vars)
 	}
 	if c.Kernel != "" {
 		args = append(args, "-kernel", c.Kernel, "-initrd", c.Initrd, "-append", c.Append, "-no-reboot")
@@ -161,8 +163,8 @@ func CopyDisk(ctx context.Context, dst, src string) error {
 }
 
 // Version returns the first line of QEMU's version text.
-func Version(ctx context.Context) (string, error) {
-	out, err := exec.CommandContext(ctx, "qemu-system-x86_64", "--version").Output()
+func (e Emulator) Version(ctx context.Context) (string, error) {
+	out, err := exec.CommandContext(ctx, e.Program, "--version").Output()
 	if err != nil {
 		return "", err
 	}
