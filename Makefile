@@ -12,7 +12,7 @@ FUZZTIME    ?= 30s
 BIN         ?= bin
 export PATH := $(dir $(GO)):$(PATH):$(CACHE)/mkcomposefs/bin:$(CACHE)/cfsctl/bin
 
-.PHONY: all build install rootfs arm64 demo test setup check unit oracle root vm vm-scenarios vm-powercuts bench interop lint fuzz deps clean
+.PHONY: all build install rootfs arm64 demo test setup check unit oracle root vm vm-powercuts bench interop lint fuzz deps clean
 all: build
 
 build: ## static programs in bin/
@@ -72,11 +72,7 @@ root: ## fs-verity, EROFS and overlayfs of a real kernel, in User Mode Linux
 	$(LAB) umltest -run '^TestRoot' $(shell grep -rlE '^func TestRoot' --include='*_test.go' . | xargs -r -n1 dirname | sort -u)
 
 vm: ## whole machines in QEMU, the demo among them; one package at a time (they share the registry and the cache), three machines (they wait, too)
-	CFSBOOT_VM_TESTS=1 $(GO) test -p 1 -parallel 3 -count=1 -v -timeout 40m -skip '$(VM_SCENARIOS)' ./tests/vm/...
-
-VM_SCENARIOS := ^TestVM(Fallback|Lifecycle|NewerLoader|PowerCuts)$$
-vm-scenarios: setup ## longer lives of machines, not part of make test (docs/reliability.md has the last result)
-	CFSBOOT_VM_TESTS=1 CFSBOOT_VM_CUTS=1 $(GO) test -run '$(VM_SCENARIOS)' -parallel 3 -count=1 -v -timeout 80m ./tests/vm
+	CFSBOOT_VM_TESTS=1 $(GO) test -p 1 -parallel 3 -count=1 -v -timeout 60m ./tests/vm/...
 
 vm-powercuts: setup ## ten power cuts during each of upgrade, finalize, rollback and delete (docs/reliability.md has the last result)
 	CFSBOOT_VM_TESTS=1 CFSBOOT_VM_CUTS=10 $(GO) test -run '^TestVMPowerCuts$$' -count=1 -v -timeout 150m ./tests/vm

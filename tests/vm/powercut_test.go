@@ -35,8 +35,8 @@ type cuts struct {
 // delete, one of each in every round. After each cut the machine has to boot, the
 // command is repeated, and the machine has to be as if nothing had happened.
 //
-// It takes long: "make vm-powercuts" sets CFSBOOT_VM_CUTS to ten rounds, "make
-// vm-scenarios" to one. CFSBOOT_VM_SEED repeats the moments of an earlier run.
+// It takes long: "make vm-powercuts" sets CFSBOOT_VM_CUTS to ten rounds, make test
+// does without (TestVMKilled has fixed moments). CFSBOOT_VM_SEED repeats the moments of an earlier run.
 func TestVMPowerCuts(t *testing.T) {
 	t.Parallel()
 	rounds, err := strconv.Atoi(getenv("CFSBOOT_VM_CUTS", "0"))
