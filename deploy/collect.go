@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"slices"
 
 	"github.com/cfsboot/cfsboot/repo"
 	"github.com/cfsboot/cfsboot/repo/oci"
@@ -32,7 +33,7 @@ func (m *machine) collectPending(ctx context.Context) error {
 	if err != nil || !ok {
 		return err
 	}
-	_, err = m.collect(ctx, false)
+	_, err = m.collectGarbage(ctx, false)
 	var locked *repo.LockedError
 	if errors.As(err, &locked) {
 		m.Logger.Info("objects of deployments that are gone stay for now", "why", err)
@@ -46,14 +47,11 @@ func (m *machine) collectPending(ctx context.Context) error {
 	return err
 }
 
-// collect collects garbage in the repository. Images of everything that the
+// collectGarbage removes what nothing in the repository needs. Images of all that the
 // machine knows stay, with and without refs. A machine whose running image is not
 // in the repository is not one to remove anything from.
-func (m *machine) collect(ctx context.Context, dropDangling bool) (*repo.Collected, error) {
-	o, err := m.collectOptions(ctx)
-	if err != nil {
-		return nil, err
-	}
+func (m *machine) collectGarbage(ctx context.Context, dropDangling bool) (*repo.Collected, error) {
+	o := m.collectOptions(ctx)
 	o.DropDangling, o.LockWait = dropDangling, m.LockWait
 	if err := oci.Forget(ctx, m.repo); err != nil {
 		m.Logger.Warn("forget what is known about layers", "error", err)
@@ -68,15 +66,26 @@ func (m *machine) collect(ctx context.Context, dropDangling bool) (*repo.Collect
 	return c, nil
 }
 
-func (m *machine) collectOptions(ctx context.Context) (repo.CollectOptions, error) {
-	images, err := HeldImages(ctx, m.repo, m.top, m.Root)
-	if err != nil {
-		return repo.CollectOptions{}, err
-	}
-	if id := m.facts.BootedID(); id != "" {
-		if err := m.checkImage(ctx, id); err != nil {
-			return repo.CollectOptions{}, &RefusedError{Code: CodeRoots, Detail: "the running image " + short(id) + " is not in the repository, so nothing is removed from it", Err: err}
+func (m *machine) collectOptions(ctx context.Context) repo.CollectOptions {
+	return repo.CollectOptions{Images: func() ([]string, error) {
+		if id := m.facts.BootedID(); id != "" {
+			if err := m.checkImage(ctx, id); err != nil {
+				return nil, &RefusedError{Code: CodeRoots, Detail: "the running image " + short(id) + " is not in the repository, so nothing is removed from it", Err: err}
+			}
 		}
+		return HeldImages(m.repo, m.top, m.Root)
+	}}
+}
+
+// foreseeCollect says what a garbage collection would remove if deployments were
+// gone.
+func (m *machine) foreseeCollect(ctx context.Context, gone []string) (*repo.Collected, error) {
+	o := m.collectOptions(ctx)
+	images := o.Images
+	o.DryRun, o.Without = true, m.without(gone)
+	o.Images = func() ([]string, error) {
+		ids, err := images()
+		return slices.DeleteFunc(ids, func(id string) bool { return slices.Contains(gone, id) }), err
 	}
-	return repo.CollectOptions{Images: images}, nil
+	return m.repo.Collect(ctx, o)
 }

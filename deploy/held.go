@@ -1,7 +1,6 @@
 package deploy
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -21,7 +20,7 @@ import (
 // journal or a state directory beside the repository knows. top is the directory
 // that holds the repository, root that of the running system. A journal that
 // cannot be read is an error: then nobody knows what is needed.
-func HeldImages(_ context.Context, r *repo.Repository, top *durable.Dir, root string) ([]string, error) {
+func HeldImages(r *repo.Repository, top *durable.Dir, root string) ([]string, error) {
 	var held []string
 	add := func(id string) error {
 		if !isID(id) || slices.Contains(held, id) {

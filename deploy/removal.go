@@ -85,7 +85,7 @@ func Delete(ctx context.Context, o DeleteOptions) (_ *Removal, err error) {
 	if err := m.cleanLeftovers(ctx); err != nil {
 		return nil, fmt.Errorf("clean up after deployment %s: %w", short(plan.ID), err)
 	}
-	out.Repository, err = m.collect(ctx, false)
+	out.Repository, err = m.collectGarbage(ctx, false)
 	if err := out.later(err); err != nil {
 		return nil, err
 	}
@@ -252,7 +252,7 @@ func GC(ctx context.Context, o GCOptions) (_ *Removal, err error) {
 		err := m.retire(ctx, id)
 		if errors.Is(err, unix.ENOSPC) {
 			// Retiring writes a little before it frees anything, collecting does not.
-			if _, err2 := m.collect(ctx, o.DropDangling); err2 != nil {
+			if _, err2 := m.collectGarbage(ctx, o.DropDangling); err2 != nil {
 				return nil, errors.Join(fmt.Errorf("retire deployment %s: %w", short(id), err), err2)
 			}
 			err = m.retireOn(ctx, id)
@@ -264,7 +264,7 @@ func GC(ctx context.Context, o GCOptions) (_ *Removal, err error) {
 	if err := m.cleanLeftovers(ctx); err != nil {
 		return nil, err
 	}
-	if out.Repository, err = m.collect(ctx, o.DropDangling); err != nil {
+	if out.Repository, err = m.collectGarbage(ctx, o.DropDangling); err != nil {
 		return nil, err
 	}
 	m.journal.prune()
@@ -284,12 +284,9 @@ func (m *machine) retireOn(ctx context.Context, id string) error {
 
 // checkRoots finds out whether everything that is in use can be followed.
 func (m *machine) checkRoots(ctx context.Context, dropDangling bool) error {
-	opts, err := m.collectOptions(ctx)
-	if err != nil {
-		return err
-	}
+	opts := m.collectOptions(ctx)
 	opts.DryRun, opts.DropDangling = true, dropDangling
-	_, err = m.repo.Collect(ctx, opts)
+	_, err := m.repo.Collect(ctx, opts)
 	return err
 }
 
@@ -298,10 +295,6 @@ func (m *machine) foreseeGC(ctx context.Context, keep int) (*Removal, error) {
 	ids, kept := planRetire(m.facts, keep)
 	out := m.newRemoval(ids)
 	out.DryRun, out.Kept, out.Default = true, kept, m.facts.nextID()
-	opts, err := m.collectOptions(ctx)
-	if err != nil {
-		return nil, err
-	}
 	space, err := m.space(m.esp)
 	if err != nil {
 		return nil, err
@@ -324,8 +317,6 @@ func (m *machine) foreseeGC(ctx context.Context, keep int) (*Removal, error) {
 			gone = append(gone, id)
 		}
 	}
-	opts.DryRun, opts.Without = true, m.without(gone)
-	opts.Images = slices.DeleteFunc(opts.Images, func(id string) bool { return slices.Contains(gone, id) })
-	out.Repository, err = m.repo.Collect(ctx, opts)
+	out.Repository, err = m.foreseeCollect(ctx, gone)
 	return out, err
 }

@@ -49,10 +49,6 @@ type objectRoom struct {
 // make makes the bytes or inodes free that an error says are missing. If it cannot,
 // the error wraps full.
 func (m *objectRoom) make(ctx context.Context, full error, space *durable.SpaceError) error {
-	opts, err := m.collectOptions(ctx)
-	if err != nil {
-		return errors.Join(full, err)
-	}
 	missing := max(1, space.Need-space.Have)
 	amount := func(n int64) string { return progress.FormatSize(n, 1) }
 	if space.Inodes {
@@ -62,10 +58,7 @@ func (m *objectRoom) make(ctx context.Context, full error, space *durable.SpaceE
 	ids := retirable(m.facts, "")
 	var frees int64
 	for n := range len(ids) + 1 {
-		dry := opts
-		dry.DryRun, dry.Without = true, m.without(ids[:n])
-		dry.Images = slices.DeleteFunc(slices.Clone(opts.Images), func(id string) bool { return slices.Contains(ids[:n], id) })
-		c, err := m.repo.Collect(ctx, dry)
+		c, err := m.foreseeCollect(ctx, ids[:n])
 		if err != nil {
 			return errors.Join(full, err)
 		}
@@ -85,7 +78,7 @@ func (m *objectRoom) make(ctx context.Context, full error, space *durable.SpaceE
 			}
 			m.gone = append(m.gone, id)
 		}
-		if _, err := m.collect(ctx, false); err != nil {
+		if _, err := m.collectGarbage(ctx, false); err != nil {
 			return errors.Join(full, err)
 		}
 		return nil

@@ -173,11 +173,16 @@ var steps = []step{
 		run: func(ctx context.Context, r *repo.Repository) error {
 			run := r.Begin()
 			o := repo.ReclaimOptions{Streams: func(name string) bool { return name == "left" }}
-			_, err := run.Reclaim(ctx, o)
-			if err == nil {
+			_, kerr := run.Keep(ctx)
+			_, err := r.Reclaim(ctx, o)
+			run = r.Begin()
+			if err = errors.Join(kerr, err); err == nil {
 				err = publishStream(ctx, r, "kept", 1)
 			}
-			_, undo := run.UndoAll(ctx, o)
+			_, undo := run.Undo(ctx)
+			if undo == nil {
+				_, undo = r.Reclaim(ctx, o)
+			}
 			return errors.Join(err, undo)
 		},
 		done: func(r *repo.Repository) error {

@@ -132,13 +132,38 @@ func TestCollect(t *testing.T) {
 	}
 }
 
+func images(ids ...string) func() ([]string, error) {
+	return func() ([]string, error) { return ids, nil }
+}
+
+// TestCollectAsksUnderLock: what is in use is asked when nobody can change it any
+// more. An error then is that of the collection, which removes nothing.
+func TestCollectAsksUnderLock(t *testing.T) {
+	ctx := t.Context()
+	s := stock(t, newRepo(t))
+	all, want := s.names(s.used, s.garbage)
+	asked, broken := 0, errors.New("nobody knows")
+	o := repo.CollectOptions{Images: func() ([]string, error) {
+		asked++
+		var locked *repo.LockedError
+		if err := repo.Lock(ctx, openDir(t, s.r.Path()), false, 0); !errors.As(err, &locked) {
+			t.Errorf("another one gets the lock: %v", err)
+		}
+		return nil, broken
+	}}
+	if _, err := s.r.Collect(ctx, o); !errors.Is(err, broken) || asked != 1 {
+		t.Errorf("got %v, asked %d times", err, asked)
+	}
+	present(t, s.r, "afterwards", all, want...)
+}
+
 // TestCollectRoots: images without a ref may be named, and refs be left out of a
 // dry run to see what they hold.
 func TestCollectRoots(t *testing.T) {
 	ctx := t.Context()
 	s := stock(t, newRepo(t))
 	lone := s.garbage["image without a ref"].Hex()
-	got, err := s.r.Collect(ctx, repo.CollectOptions{DryRun: true, Images: []string{lone}})
+	got, err := s.r.Collect(ctx, repo.CollectOptions{DryRun: true, Images: images(lone)})
 	must(t, err)
 	if got.Objects != len(s.garbage)-2 || got.Images != 0 {
 		t.Errorf("got %+v", got)
@@ -155,7 +180,7 @@ func TestCollectRoots(t *testing.T) {
 		t.Error("refs were left out of more than a dry run")
 	}
 	var roots *repo.RootsError
-	if _, err := s.r.Collect(ctx, repo.CollectOptions{Images: []string{strings.Repeat("0", 128)}, DropDangling: true}); !errors.As(err, &roots) || roots.Problems[0].Dangling {
+	if _, err := s.r.Collect(ctx, repo.CollectOptions{Images: images(strings.Repeat("0", 128)), DropDangling: true}); !errors.As(err, &roots) || roots.Problems[0].Dangling {
 		t.Errorf("got %v, want a RootsError", err)
 	}
 }

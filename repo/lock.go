@@ -50,15 +50,18 @@ const lockAgain = 10 * time.Second
 const lockSoon = 200 * time.Millisecond
 
 // exclusively calls f with the exclusive lock, unless somebody else has a handle
-// for longer than wait: that is a *LockedError. A longer wait is announced. Afterwards the handle has the
-// shared lock again, and knows no objects: the kernel gives the old lock up before
-// it tries the new one, so that others may have collected in between.
+// for longer than wait: that is a *LockedError. A longer wait is announced, unless
+// waiting is nil. Afterwards the handle has the shared lock again, and knows no
+// objects: the kernel gives the old lock up before it tries the new one, so that
+// others may have collected in between.
 func (r *Repository) exclusively(ctx context.Context, wait time.Duration, waiting func(*LockedError), f func() error) error {
 	r.known.forget()
 	err := Lock(ctx, r.dir, true, min(wait, lockSoon))
 	var locked *LockedError
 	if errors.As(err, &locked) && wait > lockSoon {
-		waiting(locked)
+		if waiting != nil {
+			waiting(locked)
+		}
 		err = Lock(ctx, r.dir, true, wait-lockSoon)
 	}
 	if err == nil {

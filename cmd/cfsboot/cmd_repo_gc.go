@@ -78,9 +78,7 @@ On a running machine "cfsboot gc" removes old deployments first.`,
 					return err
 				}
 				defer top.Close() //nolint:errcheck // read only
-				if o.Images, err = deploy.HeldImages(cmd.Context(), r, top, "/"); err != nil {
-					return err
-				}
+				o.Images = func() ([]string, error) { return deploy.HeldImages(r, top, "/") }
 				o.LockWait = lockWait
 				c, err := r.Collect(cmd.Context(), o)
 				if err != nil {

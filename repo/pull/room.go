@@ -39,41 +39,47 @@ func (p *puller) say(format string, args ...any) {
 // true if it failed for lack of space and there is so much more now that it may be
 // worth trying again.
 func (p *puller) end(ctx context.Context, failed error) (room bool, err error) {
-	var removed repo.Removed
-	left := p.left
 	var space *durable.SpaceError
-	switch {
-	case failed == nil:
-		removed, err = p.work.Keep(ctx)
-	case errors.As(failed, &space) && p.started:
-		removed, err = p.work.UndoAll(ctx, p.reclaim(func(string) bool { return true }), slices.Sorted(maps.Keys(p.named))...)
-	default:
-		removed, err = p.work.Undo(ctx)
+	full := errors.As(failed, &space) && p.started
+	var streams []string // that go, too
+	if full {
+		streams = slices.Sorted(maps.Keys(p.named))
 	}
-	left = errors.Join(left, err, p.removed(removed))
+	var own repo.Removed
 	if failed == nil {
-		if left != nil { // nothing is wrong with what stays of another pull
-			p.opts.Logger.Warn("what a failed pull has stored stays", "error", left)
-		}
-		return false, nil
+		own, err = p.work.Keep(ctx)
+	} else {
+		own, err = p.work.Undo(ctx, streams...)
 	}
-	if left != nil {
+	left := errors.Join(p.left, p.undone(own))
+	var locked *repo.LockedError
+	if full && (err == nil || errors.As(err, &locked)) {
+		// What could not be removed as this pull's own may go as anybody's.
+		known := err == nil
+		var old repo.Removed
+		old, err = p.reclaim(ctx, func(string) bool { return true })
+		room = known && err == nil && p.worthwhile(own, old)
+	}
+	left = errors.Join(left, err)
+	switch {
+	case failed == nil && left != nil: // nothing is wrong with what stays of another pull
+		p.opts.Logger.Warn("what a failed pull has stored stays", "error", left)
+	case failed != nil && left != nil:
 		return false, &LeftError{failed, left}
 	}
-	return p.started && space != nil && p.worthwhile(removed), failed
+	return room, failed
 }
 
 // worthwhile tells whether what was removed is not little beside what the pull had
 // stored, and nothing of it is what the pull would have to fetch again.
-func (p *puller) worthwhile(removed repo.Removed) bool {
-	for _, name := range removed.Streams {
+func (p *puller) worthwhile(own, old repo.Removed) bool {
+	for _, name := range old.Streams {
 		if _, own := p.named[name]; !own && p.has(name) {
 			return false
 		}
 	}
 	const share = 8
-	ownObjects, ownBytes := removed.Objects-removed.OldObjects, removed.Bytes-removed.OldBytes
-	return removed.OldObjects > 0 && (removed.OldObjects >= ownObjects/share || removed.OldBytes >= ownBytes/share)
+	return old.Objects > 0 && (old.Objects >= own.Objects/share || old.Bytes >= own.Bytes/share)
 }
 
 // has tells whether the image has this layer.
@@ -85,18 +91,18 @@ func (p *puller) has(stream string) bool {
 // makeRoom removes what nothing leads to, before anything is fetched. It keeps the
 // layers of this image that are complete. It returns whether it has removed any.
 func (p *puller) makeRoom(ctx context.Context) bool {
-	removed, err := p.work.Reclaim(ctx, p.reclaim(func(stream string) bool { return !p.has(stream) }))
-	if !errors.Is(err, repo.ErrRunning) { // the other pull says what it leaves
-		p.left = err
-	}
-	p.left = errors.Join(p.left, p.removed(removed))
-	return removed.Objects > 0
+	undone, err := p.work.Keep(ctx) // nothing is stored yet
+	old, rerr := p.reclaim(ctx, func(stream string) bool { return !p.has(stream) })
+	p.work = p.r.Begin()
+	p.left = errors.Join(err, p.undone(undone), rerr)
+	return old.Objects > 0
 }
 
-// reclaim gives up the layers, of any image, that are not needed and for which
-// giveUp is true.
-func (p *puller) reclaim(giveUp func(stream string) bool) repo.ReclaimOptions {
-	return repo.ReclaimOptions{
+// reclaim removes what nothing leads to, and gives up the layers, of any image, that
+// are not needed and for which giveUp is true. While another pull runs it does
+// nothing: that one says what it leaves.
+func (p *puller) reclaim(ctx context.Context, giveUp func(stream string) bool) (repo.Removed, error) {
+	removed, err := p.r.Reclaim(ctx, repo.ReclaimOptions{
 		LockWait: reclaimWait,
 		Waiting: func(e *repo.LockedError) {
 			p.say("space is short, and %v: waiting %v for it to end, to remove what nothing needs", e, reclaimWait)
@@ -105,11 +111,20 @@ func (p *puller) reclaim(giveUp func(stream string) bool) repo.ReclaimOptions {
 			_, ok := oci.LayerOf(name)
 			return ok && giveUp(name)
 		},
+	})
+	if errors.Is(err, repo.ErrRunning) {
+		return removed, nil
 	}
+	return removed, errors.Join(err, p.removed("what nothing in the repository needs is removed", removed))
+}
+
+// undone tells what was removed of what a pull has stored.
+func (p *puller) undone(r repo.Removed) error {
+	return p.removed("what the failed pull has stored is removed again", r)
 }
 
 // removed tells what was removed, and forgets what is known about it.
-func (p *puller) removed(r repo.Removed) (err error) {
+func (p *puller) removed(what string, r repo.Removed) (err error) {
 	for _, name := range r.Streams {
 		if d, ok := oci.LayerOf(name); ok {
 			err = errors.Join(err, oci.ForgetLayer(p.r, d))
@@ -118,11 +133,8 @@ func (p *puller) removed(r repo.Removed) (err error) {
 	for _, x := range r.Damaged {
 		p.opts.Logger.Warn("damaged: what it may need is kept; pull its image again", "name", x.Name, "error", x.Err)
 	}
-	if n := r.Objects - r.OldObjects; n > 0 {
-		p.say("what the failed pull has stored is removed again: %s, %s", progress.Count(n, "object"), progress.FormatSize(r.Bytes-r.OldBytes, 1))
-	}
-	if r.OldObjects > 0 {
-		p.say("what nothing in the repository needs is removed: %s, %s", progress.Count(r.OldObjects, "object"), progress.FormatSize(r.OldBytes, 1))
+	if r.Objects > 0 {
+		p.say("%s: %s, %s", what, progress.Count(r.Objects, "object"), progress.FormatSize(r.Bytes, 1))
 	}
 	return err
 }

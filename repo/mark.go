@@ -7,160 +7,24 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"maps"
 	"os"
-	"slices"
 
 	"github.com/cfsboot/cfsboot/fsverity"
 	"github.com/cfsboot/cfsboot/internal/durable"
 	"github.com/cfsboot/cfsboot/repo/splitstream"
 )
 
-// collect removes those of the named streams to which no ref and no other stream
-// leads, and then those of the objects to which no image and no remaining stream
-// leads; with all, also the streams that it gives up, and all objects. The caller
-// has the exclusive lock, and all names are durable. objects and streams are used
-// up.
-//
-// Every name that remains is a root, not only what refs lead to: this takes back
-// what has no name and is no garbage collection of the whole.
-func (r *Repository) collect(ctx context.Context, objects map[objectKey]struct{}, streams map[string]struct{}, all *ReclaimOptions) (Removed, error) {
-	var removed Removed
-	m := &marker{r: r, objects: maps.Clone(objects), walked: map[fsverity.Digest]struct{}{}, lenient: true, all: all != nil}
-	if m.all {
-		m.live = map[objectKey]struct{}{}
-	}
-	candidates := maps.Clone(streams)
-	if all != nil && all.Streams != nil {
-		if err := r.candidates(all.Streams, candidates); err != nil {
-			return removed, fmt.Errorf("find out what is in use: %w", err)
-		}
-	}
-	if err := m.mark(ctx, candidates); err != nil {
-		return removed, fmt.Errorf("find out what is in use: %w", err)
-	}
-	if len(m.damaged) > 0 && len(candidates) > 0 {
-		// What is damaged may need one of them by its name.
-		for name := range candidates {
-			if _, own := streams[name]; !own {
-				delete(candidates, name)
-				if err := m.name(ctx, Streams.String()+"/"+name); err != nil {
-					return removed, fmt.Errorf("find out what is in use: %w", err)
-				}
-			}
-		}
-	}
-	streams, removed.Damaged = candidates, m.damaged
-	if len(streams) > 0 {
-		r.order.touch(levelRefs) // an error below leaves it for the next sync
-	}
-	for _, name := range slices.Sorted(maps.Keys(streams)) {
-		if err := r.dir.Remove(Streams.String() + "/" + name); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return removed, err
-		}
-		removed.Streams = append(removed.Streams, name)
-	}
-	if err := r.settle(levelRefs); err != nil { // a name never outlives its objects
-		return removed, err
-	}
-	own := func(k objectKey) bool { _, ok := m.objects[k]; return ok }
-	if err := r.sweepOwn(ctx, m.objects, own, &removed); err != nil || all == nil || m.unknown {
-		return removed, err
-	}
-	s := sweep{
-		r:      r,
-		shard:  func(byte) bool { return true },
-		doomed: func(k objectKey) bool { _, live := m.live[k]; return !live },
-		remove: true,
-	}
-	err := s.run(ctx)
-	removed.OldObjects, removed.OldBytes = s.objects, s.bytes
-	removed.Objects += s.objects
-	removed.Bytes += s.bytes
-	return removed, err
-}
-
-// sweepOwn removes the given objects.
-func (r *Repository) sweepOwn(ctx context.Context, objects map[objectKey]struct{}, doomed func(objectKey) bool, removed *Removed) error {
-	var wanted [256]bool
-	for k := range objects {
-		wanted[k[0]] = true
-	}
-	s := sweep{r: r, shard: func(b0 byte) bool { return wanted[b0] }, doomed: doomed, remove: true}
-	err := s.run(ctx)
-	removed.Objects, removed.Bytes = s.objects, s.bytes
-	return err
-}
-
-// candidates adds the names of streams that are wanted to set.
-func (r *Repository) candidates(wanted func(name string) bool, set map[string]struct{}) error {
-	list, err := r.dir.ReadSubDir(Streams.String())
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	for _, e := range list {
-		if e.IsSymlink() && wanted(e.Name) {
-			set[e.Name] = struct{}{}
-		}
-	}
-	return nil
-}
-
-// marker finds out what is in use: it takes that out of objects and puts it into
-// live, where those are wanted.
+// marker finds out what is in use.
 type marker struct {
 	r       *Repository
-	objects map[objectKey]struct{}
-	live    map[objectKey]struct{}
+	live    map[objectKey]struct{} // objects that are in use
 	walked  map[fsverity.Digest]struct{}
 	pending []fsverity.Digest
 
-	all bool // everything is wanted, not only whether some objects are in use
 	// lenient reads what is damaged as far as possible: what that names is in use, too.
 	lenient bool
 	damaged []RootProblem
 	unknown bool // something could not be read at all
-}
-
-// mark walks all images and streams but the given ones, and of these, which it
-// takes out, those that are in use.
-func (m *marker) mark(ctx context.Context, doomed map[string]struct{}) error {
-	for ref, err := range m.r.Refs(Streams, "") {
-		if errors.Is(err, ErrNoRef) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		delete(doomed, ref.Target)
-	}
-	for _, kind := range []Kind{Streams, Images} {
-		list, err := m.r.dir.ReadSubDir(kind.String())
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-		for _, e := range list {
-			if _, skip := doomed[e.Name]; !e.IsSymlink() || (skip && kind == Streams) {
-				continue
-			}
-			if len(m.objects) == 0 && len(doomed) == 0 && !m.all {
-				return nil // everything is in use
-			}
-			if err := m.name(ctx, kind.String()+"/"+e.Name); err != nil {
-				return err
-			}
-		}
-	}
-	for name := range doomed {
-		d, err := m.target(Streams.String() + "/" + name)
-		if err != nil && !errors.Is(err, errForeignLink) {
-			return err
-		}
-		if _, used := m.walked[d]; used || err != nil {
-			delete(doomed, name)
-		}
-	}
-	return nil
 }
 
 func (m *marker) target(name string) (fsverity.Digest, error) {
@@ -211,13 +75,7 @@ func (m *marker) name(ctx context.Context, name string) error {
 	return nil
 }
 
-func (m *marker) use(d fsverity.Digest) {
-	k := knownKey(d)
-	delete(m.objects, k)
-	if m.live != nil {
-		m.live[k] = struct{}{}
-	}
-}
+func (m *marker) use(d fsverity.Digest) { m.live[knownKey(d)] = struct{}{} }
 
 // walk marks d and what it names. Named references are followed by digest: the
 // name that once led there may lead to a younger stream by now (repository.md
@@ -312,20 +170,16 @@ func (m *marker) stream(f *os.File, size int64) error {
 // sweep goes over the files of objects.
 type sweep struct {
 	r      *Repository
-	shard  func(b0 byte) bool   // whether to look there
 	doomed func(objectKey) bool // whether an object goes
 	remove bool                 // else they are only counted
 
 	objects int   // that went
 	bytes   int64 // that those took on the medium
-	kept    int   // objects that stayed, of the shards that were looked at
+	kept    int   // objects that stayed
 }
 
 func (s *sweep) run(ctx context.Context) error {
 	for b0 := range 256 {
-		if !s.shard(byte(b0)) {
-			continue
-		}
 		dir, err := s.r.shard(byte(b0), false)
 		if err != nil {
 			return err
