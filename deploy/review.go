@@ -222,13 +222,10 @@ func tail(lines []string, n int) []string { return lines[max(0, len(lines)-n):] 
 func oneShotWay(f Facts) *record.BootFailure {
 	var first *record.ArmedEntry
 	for _, e := range f.Entries {
-		if e.Err != nil {
-			continue
+		if e.Err == nil {
+			first = f.known(e)
+			break
 		}
-		if e.Ours && e.Name.Token == f.State.Token {
-			first = f.State.Entry(e.Name.Seq)
-		}
-		break
 	}
 	if first == nil || first.Deployment == f.BootedID() {
 		return nil

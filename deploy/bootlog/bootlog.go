@@ -66,12 +66,12 @@ func (l *Log) Write(f record.BootFailure, messages []byte) error {
 	if err != nil {
 		return err
 	}
-	errs := []error{l.forgetOld()}
-	if len(messages) > 0 {
+	errs := []error{l.forgetOld(), l.dir.WriteFile(f.Name()+jsonSuffix, data, recordPerm)}
+	if len(messages) > 0 { // after the record, since they may take the last space
 		end := messages[max(0, len(messages)-record.MaxBootLog):]
 		errs = append(errs, l.dir.WriteFile(f.Name()+logSuffix, end, messagePerm))
 	}
-	return errors.Join(append(errs, l.dir.WriteFile(f.Name()+jsonSuffix, data, recordPerm))...)
+	return errors.Join(errs...)
 }
 
 // forgetOld makes room for one record more.
