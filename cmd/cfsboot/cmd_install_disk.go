@@ -3,15 +3,12 @@ package main
 import (
 	"cmp"
 	"fmt"
-	"io"
-	"os"
 	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/cfsboot/cfsboot/deploy"
-	"github.com/cfsboot/cfsboot/deploy/install"
 	"github.com/cfsboot/cfsboot/internal/progress"
 )
 
@@ -72,35 +69,9 @@ func (f sizeFlag) Set(s string) error {
 	return nil
 }
 
-// identityFlags say who the installed machine is.
-type identityFlags struct{ keyFile, hostname string }
-
-func (i *identityFlags) bind(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&i.keyFile, "root-ssh-key", "", "`FILE` of public keys (authorized_keys) that root of the machine can be logged in to with")
-	cmd.Flags().StringVar(&i.hostname, "hostname", "", "`NAME` of the machine (default: the image decides)")
-}
-
-// apply reads the file and sets both.
-func (i *identityFlags) apply(o *deploy.InstallOptions) error {
-	o.Hostname = i.hostname
-	if i.keyFile == "" {
-		return nil
-	}
-	f, err := os.Open(i.keyFile)
-	if err != nil {
-		return fmt.Errorf("--root-ssh-key: %w", err)
-	}
-	defer f.Close()
-	if o.RootSSHKeys, err = io.ReadAll(io.LimitReader(f, install.MaxKeys+1)); err != nil {
-		return fmt.Errorf("--root-ssh-key: %w", err)
-	}
-	return nil
-}
-
 func newInstallToDiskCommand(e *env) *cobra.Command {
 	var o deploy.DiskOptions
-	var src sourceFlags
-	var id identityFlags
+	var flags installFlags
 	cmd := &cobra.Command{
 		Use:   "to-disk DEVICE|FILE",
 		Short: "Install an image on a whole disk, or on a file that is one",
@@ -115,16 +86,9 @@ FILE is a disk image; with --size it is made. That takes loop devices. Needed pr
 mkfs.vfat, mkfs.ext4.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
-			if o.Image == "" {
-				return usageErrorf(cmd, "--image is required: what is to be installed")
-			}
-			if o.PullOptions, err = src.options(cmd, e); err != nil {
+			if o.InstallOptions, err = flags.options(cmd, e); err != nil {
 				return err
 			}
-			if err := id.apply(&o.InstallOptions); err != nil {
-				return err
-			}
-			o.Options = e.machine()
 			c, err := deploy.InstallToDisk(cmd.Context(), args[0], o)
 			if err != nil {
 				return err
@@ -133,14 +97,9 @@ mkfs.vfat, mkfs.ext4.`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&o.Image, "image", "", "`SOURCE` to install: docker://HOST/NAME:TAG or oci:DIR[:TAG]")
-	f.StringVar(&o.TargetImage, "target-image", "", "`REFERENCE` that the installed machine follows (default: that of --image)")
-	f.StringArrayVar(&o.Kargs, "karg", nil, "kernel `ARGUMENT` of the installed machine; may be repeated")
 	f.BoolVar(&o.Wipe, "wipe", false, "destroy what is on the disk")
 	f.Var(sizeFlag{&o.ESPSize}, "esp-size", "`SIZE` of the EFI system partition in whole MiB (default: 1G, on small disks an eighth)")
 	f.Var(sizeFlag{&o.Size}, "size", "make FILE with this `SIZE`")
-	f.BoolVar(&o.AllowMissingVerity, "allow-missing-verity", false, "install where the kernel has no fs-verity: changed files go unnoticed")
-	id.bind(cmd)
-	src.bind(cmd)
+	flags.bind(cmd)
 	return cmd
 }

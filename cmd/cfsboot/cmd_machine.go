@@ -61,6 +61,7 @@ func (e *env) changed(c *deploy.Change, err error) error {
 
 // machine are the options of the running machine.
 func (e *env) machine() deploy.Options {
+	e.room = roomOfMachine
 	return deploy.Options{LockWait: lockWait, Progress: e.reporter(), Logger: e.logger}
 }
 
@@ -88,41 +89,4 @@ func newFinalizeCommand(e *env) *cobra.Command {
 			return e.changed(deploy.Finalize(cmd.Context(), e.machine()))
 		},
 	}
-}
-
-func newInstallToFilesystemCommand(e *env) *cobra.Command {
-	var o deploy.InstallOptions
-	var src sourceFlags
-	var id identityFlags
-	cmd := &cobra.Command{
-		Use:   "to-filesystem DIR",
-		Short: "Install an image on the mounted file system DIR, which becomes the root file system",
-		Long: `Install an image on the mounted file system DIR. It must be empty and have fs-verity
-(mkfs.ext4 -O verity -b 4096), and the EFI system partition must be mounted below it. The boot loader,
-systemd-boot, comes from the image. An interrupted installation is finished by running it again.`,
-		Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) (err error) {
-			if o.Image == "" {
-				return usageErrorf(cmd, "--image is required: what is to be installed")
-			}
-			if o.PullOptions, err = src.options(cmd, e); err != nil {
-				return err
-			}
-			if err := id.apply(&o); err != nil {
-				return err
-			}
-			o.Options = e.machine()
-			return e.changed(deploy.Install(cmd.Context(), args[0], o))
-		},
-	}
-	f := cmd.Flags()
-	f.StringVar(&o.Image, "image", "", "`SOURCE` to install: docker://HOST/NAME:TAG or oci:DIR[:TAG]")
-	f.StringVar(&o.TargetImage, "target-image", "", "`REFERENCE` that the installed machine follows (default: that of --image)")
-	f.StringArrayVar(&o.Kargs, "karg", nil, "kernel `ARGUMENT` of the installed machine; may be repeated")
-	f.StringVar(&o.ESPPath, "esp", "", "where the EFI system partition is mounted (default: boot/efi, efi or boot below DIR)")
-	f.StringVar(&o.RootUUID, "root-uuid", "", "`UUID` of the file system for root= (default: read from it)")
-	f.BoolVar(&o.AllowMissingVerity, "allow-missing-verity", false, "install where the kernel or the file system has no fs-verity: changed files go unnoticed")
-	id.bind(cmd)
-	src.bind(cmd)
-	return cmd
 }

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/term"
 
+	"github.com/cfsboot/cfsboot/deploy"
 	"github.com/cfsboot/cfsboot/internal/durable"
 	"github.com/cfsboot/cfsboot/internal/progress"
 	"github.com/cfsboot/cfsboot/repo"
@@ -29,12 +30,13 @@ type env struct {
 		repo, progress       string
 		json, quiet, verbose bool
 	}
+	room     string // what to do if space is lacking: one of the room constants
 	logger   *slog.Logger
 	renderer progress.Renderer
 }
 
 func newEnv(stdin, stdout, stderr *os.File) *env {
-	return &env{stdin: stdin, stdout: stdout, stderr: stderr, euid: os.Geteuid(), logger: slog.New(slog.DiscardHandler)}
+	return &env{stdin: stdin, stdout: stdout, stderr: stderr, euid: os.Geteuid(), room: roomOfRepository, logger: slog.New(slog.DiscardHandler)}
 }
 
 // start makes logger and progress display after the flags are known.
@@ -144,5 +146,10 @@ func (e *env) withRepo(ctx context.Context, f func(*repo.Repository) error) (err
 		return err
 	}
 	defer func() { err = errors.Join(err, r.Close()) }()
+	if own, _ := repo.DefaultPath(0, ""); path == own {
+		if _, err := deploy.ReadBooted("/"); err == nil {
+			e.room = roomOfMachine
+		}
+	}
 	return f(r)
 }

@@ -66,7 +66,7 @@ var classes = []class{
 	{"interrupted", 130, func(err error) bool { return is[interrupted](err) || errors.Is(err, context.Canceled) }, "run the command again: it goes on from what is complete"},
 	{"usage", 2, func(err error) bool { return is[usageError](err) || is[*remote.ReferenceError](err) }, ""},
 	{"locked", 7, is[*repo.LockedError], "wait for the other process to end, or stop it"},
-	{"no-space", 4, is[*durable.SpaceError], "free space there, or use a larger file system; `cfsboot repo gc` removes what the repository holds for nothing"},
+	{"no-space", 4, is[*durable.SpaceError], ""},
 	{"conflict", 6, is[*deploy.ConflictError], "change the files named above back, or move them away, and run the command again"},
 	{"conflict", 6, is[*repo.ConflictError], "use the configuration that is there, or another directory"},
 	{"refused", 3, func(err error) bool {
@@ -93,6 +93,14 @@ var classes = []class{
 	{"not-found", 1, func(err error) bool { return errors.Is(err, fs.ErrNotExist) }, ""},
 	{"permission", 1, func(err error) bool { return errors.Is(err, fs.ErrPermission) }, "run it as root"},
 }
+
+// What to do where space is lacking depends on what the command writes (env.room).
+const (
+	roomOfRepository = "free space there, or use a larger file system; `cfsboot repo gc` removes what the repository holds for nothing"
+	roomOfMachine    = "free space there; `cfsboot gc` removes deployments that are not to be kept and what nothing needs, " +
+		"`cfsboot delete ID` another one, from the boot partition too"
+	roomOfInstall = "use a larger disk or file system, or a smaller image"
+)
 
 // dangling tells whether refs to nothing are all that is in the way of garbage collection.
 func dangling(err error) bool {
@@ -140,11 +148,14 @@ type errorReport struct {
 // fail prints an error once, in the form that was asked for, and returns its exit status.
 func (e *env) fail(err error) int {
 	c := classify(err)
-	if c.name == "permission" && e.euid == 0 {
+	switch {
+	case c.name == "permission" && e.euid == 0:
 		c.advice = "" // it was run as root
+	case c.name == "no-space":
+		c.advice = e.room
 	}
 	var left *pull.LeftError
-	if errors.As(err, &left) {
+	if errors.As(err, &left) && e.room != roomOfInstall {
 		more := fmt.Sprintf("what the pull has stored stays (%s): `cfsboot repo gc` removes it", oneLine(left.Left))
 		if c.advice != "" {
 			more = c.advice + "; " + more

@@ -71,7 +71,7 @@ func TestClassify(t *testing.T) {
 
 // TestAdvice: who can do something about a failure, and what.
 func TestAdvice(t *testing.T) {
-	euid := os.Geteuid()
+	euid, spaceRoom := os.Geteuid(), roomOfRepository
 	said := func(err error) string {
 		f, cerr := os.Create(filepath.Join(t.TempDir(), "stderr"))
 		if cerr != nil {
@@ -79,7 +79,7 @@ func TestAdvice(t *testing.T) {
 		}
 		defer f.Close()
 		e := newEnv(nil, f, f)
-		e.euid = euid
+		e.euid, e.room = euid, spaceRoom
 		e.fail(err)
 		b, cerr := os.ReadFile(f.Name())
 		if cerr != nil {
@@ -96,6 +96,18 @@ func TestAdvice(t *testing.T) {
 		if got := said(err); !strings.Contains(got, want) {
 			t.Errorf("%T: got %q, want %q", err, got, want)
 		}
+	}
+	// Space is made otherwise on a machine, and not on a disk that is installed to.
+	full := &pull.LeftError{Err: &durable.SpaceError{}, Left: &repo.LockedError{Path: "/r", PID: 7}}
+	for room, want := range map[string]string{roomOfMachine: "`cfsboot gc` removes deployments", roomOfInstall: "use a larger disk"} {
+		spaceRoom = room
+		if got := said(full); !strings.Contains(got, want) || strings.Contains(got, "`cfsboot repo gc` removes what the repository") || (room == roomOfInstall) == strings.Contains(got, "gc") {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+	e := newEnv(nil, nil, nil)
+	if e.machine(); e.room != roomOfMachine {
+		t.Errorf("a command of the machine says %q", e.room)
 	}
 	for uid, want := range map[int]bool{0: false, 1000: true} {
 		euid = uid
