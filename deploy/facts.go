@@ -29,6 +29,8 @@ type Facts struct {
 
 	BootFailures []record.BootFailure // oldest first
 	StagedGone   bool                 // the staged deployment has no state
+
+	defects map[string][]defect // by deployment: what keeps it from booting; those with an entry only
 }
 
 // BootedID is the id of the running deployment, "" if cfsboot did not boot it.

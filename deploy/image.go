@@ -145,6 +145,14 @@ func (m *machine) bootFiles(ctx context.Context, img *image) (*bootimage.Resourc
 	return res, err
 }
 
+func bootFiles(p esp.Payload) []record.BootFile {
+	var out []record.BootFile
+	for _, x := range p.Files {
+		out = append(out, record.BootFile{Name: x.Name, Size: x.Size})
+	}
+	return out
+}
+
 // CheckBootable looks into the plain image of a pulled image for what a
 // deployment needs: one kernel with its initrd, os-release, and kernel arguments
 // that can be used. What is missing or wrong is a *RefusedError.
@@ -190,7 +198,7 @@ func (m *machine) describe(img *image, res *bootimage.Resources) {
 		ManifestDigest: string(p.ManifestDigest), IndexDigest: string(p.IndexDigest), ConfigDigest: string(p.ConfigDigest),
 		Architecture: p.Architecture, ImageVersion: p.Version, ImageCreated: p.Created,
 		OSID: os.ID(), OSVersion: os.Version(), Title: os.Title(), Kernel: res.Kernel.Version,
-		BootType: "bls", BootDigest: img.payload.Digest, Insecure: !m.repo.Secure(),
+		BootType: "bls", BootDigest: img.payload.Digest, BootFiles: bootFiles(img.payload), Insecure: !m.repo.Secure(),
 	}
 }
 

@@ -183,6 +183,7 @@ func (m *machine) look() error {
 		m.Logger.Warn("a record of a failed boot cannot be read", "error", err)
 	}
 	m.facts.StagedGone = stagedGone(m.top, m.facts.State)
+	m.facts.defects = findDefects(m.top, m.facts)
 	if m.esp == nil {
 		return nil
 	}
@@ -191,6 +192,7 @@ func (m *machine) look() error {
 		return inTheWay(err)
 	}
 	m.facts.EntriesRead = true
+	addPayloadDefects(m.facts.defects, m.esp, m.facts)
 	m.facts.Payloads, err = m.esp.Payloads()
 	return inTheWay(err)
 }

@@ -139,6 +139,7 @@ func decideUpgrade(f Facts, manifest string, retry bool) (action, error) {
 	switch {
 	case staged != nil && has(staged.Deployment):
 		return actKeep, nil
+	case next != f.BootedID() && f.broken(next): // it would not boot
 	case has(next) && staged != nil:
 		return actDrop, nil
 	case has(next):
@@ -192,7 +193,7 @@ func decideRollback(f Facts, id string) (rollbackPlan, error) {
 	case latest != nil && next != booted:
 		target = f.State.LatestOf(booted)
 	default:
-		target = f.State.Rollback(booted)
+		target = f.rollbackTarget()
 	}
 	if target == nil {
 		return p, refuse(CodeNoRollback, "no deployment to go back to: no other one has booted and was found healthy")
@@ -237,10 +238,10 @@ func findID(s record.State, prefix string) (string, error) {
 // staged and the default stay, and so does keep.
 func retirable(f Facts, keep string) []string {
 	var hold []string
-	last := ""
+	var last []string
 	for _, k := range held(f) {
-		if k.Why == WhyRollback && f.good(f.BootedID()) {
-			last = k.Deployment
+		if k.Why == WhyRollback && k.Deployment != keep && f.good(f.BootedID()) {
+			last = append(last, k.Deployment)
 		}
 		hold = append(hold, k.Deployment)
 	}
@@ -255,10 +256,7 @@ func retirable(f Facts, keep string) []string {
 			old = append(old, id)
 		}
 	}
-	if last != "" && last != keep {
-		old = append(old, last)
-	}
-	return append(failed, old...)
+	return slices.Concat(failed, old, last)
 }
 
 // maxEntries is how many boot entries the machine keeps before old deployments
@@ -268,8 +266,8 @@ const maxEntries = 128
 // crowding lists the deployments that go because there are too many entries.
 func crowding(f Facts, keep string) []string {
 	ids := retirable(f, keep)
-	if r := f.State.Rollback(f.BootedID()); r != nil { // not for this
-		ids = slices.DeleteFunc(ids, func(id string) bool { return id == r.Deployment })
+	if r := f.rollbackTarget(); r != nil { // not for this
+		ids = slices.DeleteFunc(ids, func(id string) bool { return id == r.Deployment || id == f.fallback() })
 	}
 	return ids[:min(len(ids), max(0, len(f.State.Entries)-maxEntries))]
 }

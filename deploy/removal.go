@@ -165,8 +165,8 @@ func deleteWarnings(f Facts, id string) (warnings []string) {
 		}
 		warnings = append(warnings, fmt.Sprintf("deployment %s was the default of the next boot; now it is %s", short(id), next))
 	}
-	if r := f.State.Rollback(f.BootedID()); r != nil && r.Deployment == id {
-		if r := after.State.Rollback(f.BootedID()); r != nil {
+	if r := f.rollbackTarget(); r != nil && r.Deployment == id {
+		if r := after.rollbackTarget(); r != nil {
 			warnings = append(warnings, fmt.Sprintf("deployment %s was what `cfsboot rollback` goes to; now it is %s", short(id), short(r.Deployment)))
 		} else {
 			warnings = append(warnings, fmt.Sprintf("deployment %s was what `cfsboot rollback` goes to; nothing is left to go back to", short(id)))

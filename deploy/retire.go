@@ -50,8 +50,11 @@ func held(f Facts) []Kept {
 	if t := f.State.Transaction; t != nil {
 		add(t.Deployment, WhyUnfinished)
 	}
-	if r := f.State.Rollback(f.BootedID()); r != nil {
+	if r := f.rollbackTarget(); r != nil {
 		add(r.Deployment, WhyRollback)
+	}
+	if id := f.fallback(); id != "" {
+		add(id, WhyRollback) // another one only if the entry of the first is gone
 	}
 	for _, id := range f.State.Deployments() {
 		if len(foreignStarters(f, id)) > 0 {
@@ -159,11 +162,23 @@ func (f Facts) whole(a record.ArmedEntry) bool {
 	return e != nil && isEntryOf(e, a.Deployment, a.BootDigest)
 }
 
-// good tells whether a deployment has booted well and can be started.
+// good tells whether a deployment has booted well and can be started: its entry is
+// whole, and nothing is seen to be missing of what that needs.
 func (f Facts) good(id string) bool {
-	return slices.ContainsFunc(f.State.Entries, func(a record.ArmedEntry) bool {
+	return !f.broken(id) && slices.ContainsFunc(f.State.Entries, func(a record.ArmedEntry) bool {
 		return a.Deployment == id && a.Blessed && !a.Failed && !a.Retiring && f.whole(a)
 	})
+}
+
+// fallback is the newest deployment but the running one that has booted well and
+// can be started as it is. "": there is none.
+func (f Facts) fallback() string {
+	for _, a := range slices.Backward(f.State.Entries) {
+		if a.Deployment != f.BootedID() && f.good(a.Deployment) {
+			return a.Deployment
+		}
+	}
+	return ""
 }
 
 // checkEntries refuses to retire by policy while the partition does not show what

@@ -107,10 +107,8 @@ func (m *machine) rollbackRecord(ctx context.Context, target record.ArmedEntry) 
 	if err != nil {
 		return d, err
 	}
-	if etc, err := m.top.ReadSubDir(stateOf(d.ID) + "/etc"); errors.Is(err, fs.ErrNotExist) || err == nil && len(etc) == 0 {
-		return d, noState("", d.ID, stateOf(d.ID)+"/etc")
-	} else if err != nil {
-		return d, err
+	for _, x := range stateDefects(m.top, d.ID, true) {
+		return d, refuse(CodeNoState, "deployment %s cannot boot: %s", short(d.ID), x.Detail)
 	}
 	if err := m.checkImage(ctx, d.ID); err != nil {
 		return d, err

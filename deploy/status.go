@@ -160,7 +160,7 @@ func newStatusBuilder(in StatusInput) *statusBuilder {
 	}
 	menu := b.menu()
 	b.next = b.defaultID(menu)
-	if r := b.in.State.Rollback(b.booted); r != nil {
+	if r := b.in.rollbackTarget(); r != nil {
 		b.rollback = r.Deployment
 	}
 	// After a rollback was asked for, that is what `rollback` means.
@@ -348,7 +348,9 @@ const (
 	ProblemNoVerity    = "no-verity"          // fs-verity is not enforced
 	ProblemNoRollback  = "no-rollback"        // there is nothing to go back to
 	ProblemNotRecorded = "not-recorded"       // the running deployment is not in the journal
-	ProblemState       = "state"              // the state of a deployment is gone
+	ProblemState       = "state"              // the state of a deployment is gone, or a part of it
+	ProblemImage       = "image"              // the image of a deployment is not in the repository
+	ProblemPayload     = "payload"            // kernel or initrd of a deployment is missing, or has another size
 	ProblemClock       = "clock"              // the clock is behind what was recorded
 )
 
@@ -391,19 +393,34 @@ func (b *statusBuilder) findProblems() {
 // on one machine may differ by their time zones.
 const clockSlack = 24 * time.Hour
 
-// stateProblems names the deployments that have an entry and no state: they
-// cannot boot. What is there and cannot be read was told when it was read.
+// stateProblems names the deployments that have an entry and cannot boot. A record
+// that is there and cannot be read was told when it was read.
 func (b *statusBuilder) stateProblems() {
 	for _, id := range b.in.State.Deployments() {
 		a := b.in.State.LatestOf(id)
-		if _, ok := b.in.Deployments[id]; ok || a == nil || a.Retiring || !b.in.DeploymentsRead {
+		if a == nil || a.Retiring {
 			continue
 		}
 		told := func(p Problem) bool { return p.Code == ProblemDeployment && strings.Contains(p.Message, id) }
-		if !slices.ContainsFunc(b.problems, told) {
+		known := slices.ContainsFunc(b.problems, told)
+		for _, x := range b.in.defects[id] {
+			if x.Code != ProblemDeployment {
+				b.problem(x.Code, b.mend(id), "deployment %s cannot boot: %s", short(id), x.Detail)
+				known = true
+			}
+		}
+		if _, ok := b.in.Deployments[id]; !ok && b.in.DeploymentsRead && !known {
 			b.problem(ProblemState, "", "the state of deployment %s is gone: it cannot boot", short(id))
 		}
 	}
+}
+
+// mend says what to do about a deployment that cannot boot.
+func (b *statusBuilder) mend(id string) string {
+	if id == b.booted || id == b.next {
+		return "do not reboot before `cfsboot upgrade`, or `cfsboot rollback` to another one"
+	}
+	return fmt.Sprintf("`cfsboot delete %s` gives it up", short(id))
 }
 
 func latestSeq(s record.State, id string) uint64 {

@@ -136,6 +136,7 @@ func (r *statusReader) readTop() {
 	for _, err := range problems {
 		r.problem(ProblemDeployment, hintRoot(err), err)
 	}
+	r.in.defects = findDefects(top, r.in.Facts)
 	r.readBootFailures(top)
 }
 
@@ -175,6 +176,9 @@ func (r *statusReader) readEntries() {
 		return
 	}
 	r.in.Entries, r.in.EntriesRead = entries, true
+	if r.in.defects != nil {
+		addPayloadDefects(r.in.defects, esp.New(dir), r.in.Facts)
+	}
 	r.readLoaders(esp.New(dir))
 }
 

@@ -383,6 +383,15 @@ func writeMachine(t *testing.T, m *statusMachine, events int) (root string, sysr
 			t.Fatal(err)
 		}
 		write(filepath.Join(sysroot, record.StateDir, id, record.DeploymentName), data)
+		write(filepath.Join(sysroot, record.StateDir, id, "etc/os-release"), nil)
+		write(filepath.Join(sysroot, "state/os/default/var/x"), nil)
+		if err := os.Symlink("../../os/default/var", filepath.Join(sysroot, record.StateDir, id, "var")); err != nil {
+			t.Fatal(err)
+		}
+		write(filepath.Join(sysroot, "composefs/images", id), nil)
+		for _, name := range []string{"vmlinuz", "initrd"} {
+			write(filepath.Join(boot, esp.Path(payloadOf(id), name)), []byte(name))
+		}
 	}
 	r := record.Record{Format: record.JournalFormat, Seq: uint64(events), Time: statusTime, BootID: "b", Event: record.Event{Kind: record.EventBlessed, Entry: 1}, State: m.in.State}
 	data, err := r.Encode()

@@ -224,7 +224,7 @@ func (m *machine) sameContent(ctx context.Context, img *image) (bool, error) {
 		if name, err = m.stagedState(*st); err != nil {
 			return false, err
 		}
-	case m.facts.nextID() != id && m.facts.BootedID() != id:
+	case m.facts.BootedID() != id && (m.facts.nextID() != id || m.facts.broken(id)):
 		return false, nil
 	}
 	d, ok := m.facts.Deployments[id]

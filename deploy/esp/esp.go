@@ -198,6 +198,32 @@ func (e *ESP) checkSize(name string, want Sum) error {
 	return nil
 }
 
+// AnySize stands for a size that is not known, but is not 0.
+const AnySize = -1
+
+// CheckSizes looks whether the files of a payload are there, and have the right
+// sizes (or AnySize), without reading them. What is wrong is a *VerifyError each;
+// what cannot be looked at is left out.
+func (e *ESP) CheckSizes(digest string, files []Sum) (out []*VerifyError) {
+	for _, f := range files {
+		name, want := Path(digest, f.Name), "a file with content"
+		if f.Size != AnySize {
+			want = fmt.Sprintf("%d bytes", f.Size)
+		}
+		st, err := e.dir.Lstat(name)
+		switch {
+		case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR):
+			out = append(out, &VerifyError{name, missing, want})
+		case err != nil:
+		case st.Mode&unix.S_IFMT != unix.S_IFREG:
+			out = append(out, &VerifyError{name, NoFile, want})
+		case f.Size == AnySize && st.Size == 0, f.Size != AnySize && st.Size != f.Size:
+			out = append(out, &VerifyError{name, fmt.Sprintf("%d bytes", st.Size), want})
+		}
+	}
+	return out
+}
+
 func (e *ESP) checkFile(ctx context.Context, digest string, want Sum) error {
 	return e.checkPath(ctx, Path(digest, want.Name), want)
 }

@@ -52,6 +52,48 @@ func TestBootDigest(t *testing.T) {
 	}
 }
 
+// TestCheckSizes: names, types and sizes of a payload, without its content.
+func TestCheckSizes(t *testing.T) {
+	e, path := openTemp(t)
+	p := payload(t, "kernel", "initrd")
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(e.Place(t.Context(), p, false))
+	file := filepath.Join(path, esp.Path(p.Digest, "initrd"))
+	sums, unknown := p.Sums(), []esp.Sum{{Name: "vmlinuz", Size: esp.AnySize}, {Name: "initrd", Size: esp.AnySize}}
+	check := func(what string, files []esp.Sum, want string) {
+		t.Helper()
+		var got []string
+		for _, err := range e.CheckSizes(p.Digest, files) {
+			got = append(got, err.Path+" "+err.Got)
+		}
+		if text := strings.Join(got, ", "); text != want {
+			t.Errorf("%s: got %q, want %q", what, text, want)
+		}
+	}
+	name := esp.Path(p.Digest, "initrd")
+	check("whole", sums, "")
+	check("whole, sizes unknown", unknown, "")
+	must(os.WriteFile(file, []byte("torn!!"), 0o600))
+	check("other content", sums, "")
+	must(os.Truncate(file, 3))
+	check("cut", sums, name+" 3 bytes")
+	check("cut, sizes unknown", unknown, "")
+	must(os.Truncate(file, 0))
+	check("empty", sums, name+" 0 bytes")
+	check("empty, sizes unknown", unknown, name+" 0 bytes")
+	must(os.Remove(file))
+	check("gone", sums, name+" missing")
+	must(os.Mkdir(file, 0o700))
+	check("a directory", unknown, name+" "+esp.NoFile)
+	must(os.RemoveAll(filepath.Dir(file)))
+	check("all gone", unknown, esp.Path(p.Digest, "vmlinuz")+" missing, "+name+" missing")
+}
+
 func TestPlace(t *testing.T) {
 	e, path := openTemp(t)
 	p := payload(t, "kernel", "initrd")

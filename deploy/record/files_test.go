@@ -144,7 +144,8 @@ func sampleDeployment() record.Deployment {
 		ID: id1, PlainID: id2, Reference: "docker://r/os:1", ManifestDigest: sha, IndexDigest: sha, ConfigDigest: sha,
 		Architecture: "amd64", ImageVersion: "1.0", ImageCreated: "2026-11-25T10:00:00Z", OSID: "debian", OSVersion: "13",
 		Title: "Debian GNU/Linux 13 (trixie)", Kernel: "6.12.1-amd64", BootType: "bls", BootDigest: bd1,
-		Options: "root=UUID=x rw", Transaction: "t1", Created: start,
+		BootFiles: []record.BootFile{{Name: "vmlinuz", Size: 6}, {Name: "initrd", Size: 7}},
+		Options:   "root=UUID=x rw", Transaction: "t1", Created: start,
 		Kargs: []record.Karg{{Argument: "root=UUID=x", Source: record.KargCfsboot}, {Argument: "rw", Source: record.KargSite, File: "/etc/cfsboot/kargs.d/a.toml"}},
 	}
 }
@@ -172,9 +173,13 @@ func TestDeployment(t *testing.T) {
 		"config_digest":   func(m map[string]any) { m["config_digest"] = "md5:00" },
 		"boot_type":       func(m map[string]any) { m["boot_type"] = "" },
 		"boot_digest":     func(m map[string]any) { m["boot_digest"] = strings.Repeat("G", 64) },
-		"created":         func(m map[string]any) { delete(m, "created") },
-		"reference":       func(m map[string]any) { m["reference"] = "a b" },
-		"":                func(m map[string]any) { m["title"] = 7 },
+		"boot_files[0]":   func(m map[string]any) { m["boot_files"] = []any{map[string]any{"name": "../x", "size": 1}} },
+		"boot_files[1]": func(m map[string]any) {
+			m["boot_files"] = []any{map[string]any{"name": "vmlinuz", "size": 1}, map[string]any{"name": "initrd", "size": -1}}
+		},
+		"created":   func(m map[string]any) { delete(m, "created") },
+		"reference": func(m map[string]any) { m["reference"] = "a b" },
+		"":          func(m map[string]any) { m["title"] = 7 },
 	} {
 		var m map[string]any
 		if err := json.Unmarshal(data, &m); err != nil {
