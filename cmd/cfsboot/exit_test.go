@@ -38,6 +38,7 @@ func TestClassify(t *testing.T) {
 		{&fsverity.BlockSizeError{}, "refused", 3},
 		{&pull.LeftError{Err: &durable.SpaceError{}, Left: &repo.LockedError{}}, "no-space", 4},
 		{&remote.ReferenceError{Err: errors.New("x")}, "usage", 2},
+		{oci.CheckTag("a\nb"), "usage", 2},
 		{&deploy.RefusedError{}, "refused", 3},
 		{&keyring.PolicyError{}, "refused", 3},
 		{&tree.RequiredError{Path: "/usr"}, "refused", 3},

@@ -29,20 +29,29 @@ func DecodeTag(name string) string {
 	return strings.NewReplacer("%2F", "/", "%25", "%").Replace(name)
 }
 
+// TagError is a name that cannot be a tag.
+type TagError struct {
+	Tag    string
+	Detail string // what is wrong with it
+}
+
+func (e *TagError) Error() string { return fmt.Sprintf("tag %q: %s", e.Tag, e.Detail) }
+
 // CheckTag refuses names that cannot be tags: empty, "." and "..", with a control
-// character, starting with "@" (a digest on the command line), or too long for a file name.
+// character, starting with "@" (a digest on the command line), or too long for a
+// file name. The error is a *TagError.
 func CheckTag(tag string) error {
 	switch encoded := EncodeTag(tag); {
 	case tag == "" || tag == "." || tag == "..":
-		return fmt.Errorf("tag %q: not a name", tag)
+		return &TagError{tag, "not a name"}
 	case strings.HasPrefix(tag, "@"):
-		return fmt.Errorf("tag %q: must not start with \"@\", which begins a digest", tag)
+		return &TagError{tag, `must not start with "@", which begins a digest`}
 	case strings.IndexByte(tag, 0) >= 0:
-		return fmt.Errorf("tag %q: contains a NUL byte", tag)
+		return &TagError{tag, "contains a NUL byte"}
 	case strings.ContainsFunc(tag, unicode.IsControl):
-		return fmt.Errorf("tag %q: contains a line break or another control character", tag)
+		return &TagError{tag, "contains a line break or another control character"}
 	case len(encoded) > 255:
-		return fmt.Errorf("tag %q: %d bytes, want at most 255", tag, len(encoded))
+		return &TagError{tag, fmt.Sprintf("%d bytes, want at most 255", len(encoded))}
 	}
 	return nil
 }

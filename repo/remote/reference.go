@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"unicode"
 )
 
 // reference is a parsed image reference.
@@ -26,6 +27,9 @@ func parseReference(s string) (reference, error) {
 		path, tag, has := splitLayout(rest)
 		if path == "" {
 			return reference{}, errors.New("the reference names no directory")
+		}
+		if strings.ContainsFunc(tag, unicode.IsControl) {
+			return reference{}, errors.New("the tag contains a line break or another control character")
 		}
 		return reference{layout: true, path: path, tag: tag, hasTag: has}, nil
 	}

@@ -19,6 +19,8 @@ func TestParseReference(t *testing.T) {
 		"oci:/p/x:tag:with:colons":       {Layout: true, Path: "/p/x:tag:with", Tag: "colons", HasTag: true},
 		"oci:/p:q/oci":                   {Layout: true, Path: "/p:q/oci"},
 		"oci:dir:":                       {Layout: true, Path: "dir", HasTag: true},
+		"oci:dir:v\nb":                   {},
+		"oci:dir:\x1b[2J":                {},
 		"docker://quay.io/x/y:z":         {Name: "quay.io/x/y:z"},
 		"registry:quay.io/x/y":           {Name: "quay.io/x/y"},
 		"quay.io/x/y@sha256:0":           {Name: "quay.io/x/y@sha256:0"},
