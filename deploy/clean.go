@@ -49,7 +49,7 @@ func (m *machine) cleanSteps(ctx context.Context, steps ...func(context.Context)
 			return err
 		}
 	}
-	m.journal.prune()
+	m.journal.prune(record.KeepRecords)
 	return nil
 }
 

@@ -6,6 +6,8 @@ import (
 	"io/fs"
 	"slices"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/cfsboot/cfsboot/repo"
 	"github.com/cfsboot/cfsboot/repo/oci"
 )
@@ -47,9 +49,26 @@ func (m *machine) collectPending(ctx context.Context) error {
 	return err
 }
 
+// freeing calls do, which frees space but writes a little before that. Where the
+// disk is too full for it, what needs no writing goes first: what is on its way out,
+// and garbage in the repository.
+func (m *machine) freeing(ctx context.Context, dropDangling bool, do func() error) error {
+	err := do()
+	if !errors.Is(err, unix.ENOSPC) {
+		return err
+	}
+	m.Logger.Info("no room to write: collecting garbage first", "error", err)
+	_, err2 := m.collectGarbage(ctx, dropDangling)
+	if err2 = errors.Join(m.cleanTrash(ctx), err2); err2 != nil {
+		m.Logger.Warn("collect garbage", "error", err2)
+	}
+	return do()
+}
+
 // collectGarbage removes what nothing in the repository needs. Images of all that the
-// machine knows stay, with and without refs. A machine whose running image is not
-// in the repository is not one to remove anything from.
+// machine knows stay, with and without refs. A machine whose running image is not in
+// the repository is not one to remove anything from. The result has what this run
+// has collected before, too.
 func (m *machine) collectGarbage(ctx context.Context, dropDangling bool) (*repo.Collected, error) {
 	o := m.collectOptions(ctx)
 	o.DropDangling, o.LockWait = dropDangling, m.LockWait
@@ -60,6 +79,11 @@ func (m *machine) collectGarbage(ctx context.Context, dropDangling bool) (*repo.
 	if err != nil {
 		return nil, err
 	}
+	if e := m.collected; e != nil {
+		c.Objects, c.Bytes, c.Images, c.Streams, c.Temporaries = c.Objects+e.Objects, c.Bytes+e.Bytes, c.Images+e.Images, c.Streams+e.Streams, c.Temporaries+e.Temporaries
+		c.Dangling = append(e.Dangling, c.Dangling...)
+	}
+	m.collected = c
 	if err := m.top.Remove(pendingName); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}

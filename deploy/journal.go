@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"log/slog"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/cfsboot/cfsboot/deploy/bootlog"
 	"github.com/cfsboot/cfsboot/deploy/record"
 	"github.com/cfsboot/cfsboot/internal/durable"
@@ -50,7 +52,7 @@ func openJournal(top *durable.Dir, o Options) (*journal, error) {
 
 func (j *journal) close() { _ = j.dir.Close() } // every record was synced
 
-// add writes the record of an event durably, and takes old records away.
+// add writes the record of an event durably. On a full disk old records make room.
 func (j *journal) add(e record.Event) error {
 	r, err := j.Next(e, j.clock.Now(), j.bootID)
 	if err != nil {
@@ -60,7 +62,11 @@ func (j *journal) add(e record.Event) error {
 	if err != nil {
 		return err
 	}
-	if err := j.dir.WriteFile(r.Name(), data, stateFilePerm); err != nil {
+	err = j.dir.WriteFile(r.Name(), data, stateFilePerm)
+	if errors.Is(err, unix.ENOSPC) && j.prune(record.KeepFewRecords) {
+		err = j.dir.WriteFile(r.Name(), data, stateFilePerm)
+	}
+	if err != nil {
 		return fmt.Errorf("write journal: %w", err)
 	}
 	j.Wrote(r)
@@ -90,21 +96,23 @@ func (j *journal) has(kind record.EventKind) (bool, error) {
 	return false, nil
 }
 
-// prune removes records that are older than anyone looks. Failing to is not an
-// error of the work that was done.
-func (j *journal) prune() {
+// prune removes all but the newest records, keep of them, and tells whether any
+// went. Failing to is not an error of the work that was done.
+func (j *journal) prune(keep int) (some bool) {
 	list, err := j.dir.ReadDir()
 	if err != nil {
-		return
+		return false
 	}
 	names := make([]string, len(list))
 	for i, x := range list {
 		names[i] = x.Name
 	}
-	for _, name := range record.Prunable(names) {
+	for _, name := range record.Prunable(names, keep) {
 		if err := j.dir.Remove(name); err != nil {
 			j.log.Warn("remove an old journal record", "error", err)
-			return
+			break
 		}
+		some = true
 	}
+	return some
 }

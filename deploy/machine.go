@@ -33,8 +33,9 @@ type machine struct {
 	hurry   bool           // leave to the next run what takes long
 	close   []func() error // in reverse order
 
-	repaired []Repaired // what an interrupted command had left
-	gone     []string   // deployments that went to make room in the repository
+	repaired  []Repaired      // what an interrupted command had left
+	collected *repo.Collected // in this run; nil: nothing was
+	gone      []string        // deployments that went to make room in the repository
 }
 
 // Close releases everything, the lock last.
@@ -53,6 +54,11 @@ func (m *machine) onClose(c func() error) { m.close = append(m.close, c) }
 // brings the journal up to date with the disk.
 func openMachine(ctx context.Context, o Options) (*machine, error) {
 	return open(ctx, o, (*machine).recover, nil)
+}
+
+// openFreeing is openMachine for what has to work on a full disk.
+func openFreeing(ctx context.Context, o Options) (*machine, error) {
+	return open(ctx, o, func(m *machine) error { return m.freeing(ctx, false, m.recover) }, nil)
 }
 
 // openLocked opens the running machine and takes the lock. The journal is as the

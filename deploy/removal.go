@@ -7,8 +7,6 @@ import (
 	"slices"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/cfsboot/cfsboot/deploy/record"
 	"github.com/cfsboot/cfsboot/repo"
 )
@@ -58,7 +56,7 @@ type DeleteOptions struct {
 // Errors: *RefusedError, *ConflictError (an entry of somebody else starts it),
 // *repo.LockedError. A second call after an interrupted one finishes it.
 func Delete(ctx context.Context, o DeleteOptions) (_ *Removal, err error) {
-	m, err := openMachine(ctx, o.Options)
+	m, err := openFreeing(ctx, o.Options)
 	if err != nil {
 		return nil, err
 	}
@@ -74,12 +72,7 @@ func Delete(ctx context.Context, o DeleteOptions) (_ *Removal, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if plan.Retire {
-		err = m.retire(ctx, plan.ID)
-	} else {
-		err = m.finishRetire(ctx, plan.ID)
-	}
-	if err != nil {
+	if err := m.freeing(ctx, false, func() error { return m.retireOn(ctx, plan.ID) }); err != nil {
 		return nil, fmt.Errorf("delete deployment %s: %w", short(plan.ID), err)
 	}
 	if err := m.cleanLeftovers(ctx); err != nil {
@@ -89,7 +82,7 @@ func Delete(ctx context.Context, o DeleteOptions) (_ *Removal, err error) {
 	if err := out.later(err); err != nil {
 		return nil, err
 	}
-	m.journal.prune()
+	m.journal.prune(record.KeepRecords)
 	return out, m.finish(out, before.Free)
 }
 
@@ -122,7 +115,6 @@ const maxListed = 1 << 16
 // deletePlan is what `delete` does.
 type deletePlan struct {
 	ID       string
-	Retire   bool // false: a killed run has begun it
 	Warnings []string
 }
 
@@ -132,15 +124,14 @@ func decideDelete(f Facts, prefix string) (deletePlan, error) {
 	if err != nil {
 		return deletePlan{}, err
 	}
-	plan := deletePlan{ID: id, Retire: true}
+	plan := deletePlan{ID: id}
 	latest := f.State.LatestOf(id)
 	switch st := f.State.Staged; {
 	case id == f.BootedID():
 		return plan, refuse(CodeBooted, "deployment %s is running; boot another one first (`cfsboot rollback` and a reboot)", short(id))
 	case st != nil && st.Deployment == id:
 		return plan, refuse(CodeStaged, "deployment %s is staged; `cfsboot rollback %s` gives it up", short(id), short(f.BootedID()))
-	case latest != nil && latest.Retiring:
-		plan.Retire = false
+	case latest != nil && latest.Retiring: // a killed run has begun it
 		return plan, nil
 	}
 	if files := foreignStarters(f, id); len(files) > 0 {
@@ -212,20 +203,15 @@ type GCOptions struct {
 // deployment of the journal, or what is in use cannot be followed: *RefusedError,
 // *repo.RootsError. Other errors: *repo.LockedError.
 func GC(ctx context.Context, o GCOptions) (_ *Removal, err error) {
-	open := openMachine
+	then := func(m *machine) error { return m.freeing(ctx, o.DropDangling, m.recover) }
 	if o.DryRun {
-		open = openLocked
+		then = (*machine).foresee
 	}
-	m, err := open(ctx, o.Options)
+	m, err := open(ctx, o.Options, then, nil)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, m.Close()) }()
-	if o.DryRun {
-		if err := m.foresee(); err != nil {
-			return nil, err
-		}
-	}
 	keep := o.Keep
 	if keep < 0 {
 		if keep, err = m.keepCount(); err != nil {
@@ -249,15 +235,7 @@ func GC(ctx context.Context, o GCOptions) (_ *Removal, err error) {
 		return nil, err
 	}
 	for _, id := range ids {
-		err := m.retire(ctx, id)
-		if errors.Is(err, unix.ENOSPC) {
-			// Retiring writes a little before it frees anything, collecting does not.
-			if _, err2 := m.collectGarbage(ctx, o.DropDangling); err2 != nil {
-				return nil, errors.Join(fmt.Errorf("retire deployment %s: %w", short(id), err), err2)
-			}
-			err = m.retireOn(ctx, id)
-		}
-		if err != nil {
+		if err := m.freeing(ctx, o.DropDangling, func() error { return m.retireOn(ctx, id) }); err != nil {
 			return nil, fmt.Errorf("retire deployment %s: %w", short(id), err)
 		}
 	}
@@ -267,19 +245,19 @@ func GC(ctx context.Context, o GCOptions) (_ *Removal, err error) {
 	if out.Repository, err = m.collectGarbage(ctx, o.DropDangling); err != nil {
 		return nil, err
 	}
-	m.journal.prune()
+	m.journal.prune(record.KeepRecords)
 	return out, m.finish(out, before.Free)
 }
 
-// retireOn goes on with a retirement that may have begun.
+// retireOn retires a deployment, or goes on with it if that was begun.
 func (m *machine) retireOn(ctx context.Context, id string) error {
 	switch a := m.facts.State.LatestOf(id); {
-	case a == nil:
-		return nil
-	case a.Retiring:
+	case a != nil && a.Retiring:
 		return m.finishRetire(ctx, id)
+	case slices.Contains(m.facts.State.Deployments(), id):
+		return m.retire(ctx, id)
 	}
-	return m.retire(ctx, id)
+	return nil // it is gone
 }
 
 // checkRoots finds out whether everything that is in use can be followed.

@@ -458,6 +458,66 @@ func TestGCOnAFullDisk(t *testing.T) {
 	}
 }
 
+// TestFullDisk: on a root file system where nothing can be written, and with the
+// blessing of the running release still to be recorded, what frees space works: old
+// records go first, else garbage.
+func TestFullDisk(t *testing.T) {
+	images := releasesOf(t, 3)
+	for _, full := range []string{"journal", "composefs", "trash"} {
+		base := newWorld(t)
+		base.configure("keep = 9\n")
+		ids := base.releases(images...)
+		switch full {
+		case "composefs":
+			object := filepath.Join(base.root.Path(), "composefs/objects", sumOf("garbage"))
+			must(t, os.MkdirAll(filepath.Dir(object), 0o755))
+			must(t, os.WriteFile(object, []byte("garbage"), 0o600))
+			base.changed()
+		case "trash":
+			must(t, os.MkdirAll(filepath.Join(base.root.Path(), "state/cfsboot/trash/state"), 0o755))
+			must(t, os.WriteFile(filepath.Join(base.root.Path(), "state/cfsboot/trash/state/x"), nil, 0o600))
+			base.changed()
+		}
+		for name, run := range map[string]func(w *world) error{
+			"gc":     func(w *world) error { return removed(w.gc(0)) },
+			"delete": func(w *world) error { return removed(w.delete(ids[0])) },
+			"resume": func(w *world) error { _, err := w.resume(); return settled(nil, err) },
+		} {
+			w := base.copy()
+			w.killer = &killer{at: -1, full: full}
+			if err := run(w); err != nil || !w.killer.fired {
+				t.Errorf("%s: %s: %v, %v", full, name, err, w.killer.fired)
+				continue
+			}
+			w.killer = nil
+			if name != "resume" {
+				w.gone(ids[0], "1")
+			}
+			checkQuiet(t, w)
+			if s := w.state(); !s.LatestOf(ids[2]).Blessed {
+				t.Errorf("%s: %s: the blessing is not recorded", full, name)
+			}
+			if got := w.boot(); got != ids[2] {
+				t.Errorf("%s: %s: booted %s", full, name, short(got))
+			}
+		}
+		// Nothing that may go without a record: one clear line.
+		w := base.copy()
+		w.killer = &killer{at: -1, full: "nowhere"}
+		var space *durable.SpaceError
+		for name, err := range map[string]error{"gc": removed(w.gc(0)), "delete": removed(w.delete(ids[0])), "upgrade": settled(w.upgrade(images[1]))} {
+			if !errors.As(err, &space) {
+				t.Errorf("%s: got %v", name, err)
+			}
+			oneLine(t, err)
+		}
+		w.killer = nil
+		if got := w.boot(); got != ids[2] {
+			t.Errorf("booted %s", short(got))
+		}
+	}
+}
+
 // TestRemovalWithoutPartition: without a boot partition nothing is removed.
 func TestRemovalWithoutPartition(t *testing.T) {
 	w := newWorld(t)

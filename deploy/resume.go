@@ -37,7 +37,7 @@ type Resumed struct {
 // command does before its own work, and removes what is left over. It needs no
 // network. If nothing was interrupted the error is ErrNothingToDo.
 func Resume(ctx context.Context, o Options) (_ *Resumed, err error) {
-	m, err := openMachine(ctx, o)
+	m, err := openFreeing(ctx, o)
 	if err != nil {
 		return nil, err
 	}

@@ -329,3 +329,61 @@ func TestRootReadOnly(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestRootFullDisk: on a real ext4 without one free block, and with the blessing of
+// the running release still to be recorded, what frees space works.
+func TestRootFullDisk(t *testing.T) {
+	for name, run := range map[string]func(w *world, id string) error{
+		"gc":     func(w *world, _ string) error { return removed(w.gc(0)) },
+		"delete": func(w *world, id string) error { return removed(w.delete(id)) },
+		"resume": func(w *world, _ string) error { _, err := w.resume(); return settled(nil, err) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := realWorld(t, 24<<20)
+			image, point := filepath.Join(t.TempDir(), "ext4"), t.TempDir()
+			must(t, os.WriteFile(image, nil, 0o600))
+			must(t, os.Truncate(image, 48<<20))
+			if out, err := exec.CommandContext(t.Context(), "mkfs.ext4", "-q", "-b", "4096", "-O", "verity", image).CombinedOutput(); err != nil {
+				t.Fatalf("mkfs.ext4: %v\n%s", err, out)
+			}
+			must(t, unix.Mount(loopDevice(t, image), point, "ext4", 0, ""))
+			t.Cleanup(func() { _ = unix.Unmount(point, unix.MNT_DETACH) })
+			w.root = realDisk{t, point}
+			w.configure("keep = 9\n")
+			ids := w.releases(releasesOf(t, 3)...)
+			fill(t, filepath.Join(point, "somebody.img"))
+			must(t, run(w, ids[0]))
+			if name != "resume" {
+				if got := w.state().Deployments(); slices.Contains(got, ids[0]) {
+					t.Errorf("%s is still there", short(ids[0]))
+				}
+				checkRepository(t, w)
+			}
+			if !w.state().LatestOf(ids[2]).Blessed {
+				t.Error("the blessing is not recorded")
+			}
+			if got := w.boot(); got != ids[2] {
+				t.Errorf("booted %s", short(got))
+			}
+		})
+	}
+}
+
+// fill makes a file that takes all blocks that are left.
+func fill(t *testing.T, name string) {
+	t.Helper()
+	f, err := os.Create(name)
+	must(t, err)
+	for size := 1 << 16; size >= 512; size /= 2 {
+		block := make([]byte, size)
+		for err = nil; err == nil; {
+			if _, err = f.Write(block); err == nil {
+				err = f.Sync()
+			}
+		}
+		if !errors.Is(err, unix.ENOSPC) {
+			t.Fatal(err)
+		}
+	}
+	_ = f.Close()
+}

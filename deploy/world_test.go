@@ -19,6 +19,7 @@ import (
 	"time"
 
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 
 	"github.com/cfsboot/cfsboot/bootimage/bls"
 	"github.com/cfsboot/cfsboot/deploy"
@@ -673,6 +674,9 @@ type killer struct {
 	dead  bool
 	fired bool
 	op    string
+	// full is a directory of the root file system from which something has to go
+	// before anything can be written there; "": there is room.
+	full string
 }
 
 func (k *killer) watch(t *testing.T, f *durabletest.FS) *durable.Dir {
@@ -709,6 +713,17 @@ func (k *killer) before(op durable.Op) error {
 	defer k.mu.Unlock()
 	if k.dead {
 		return durabletest.ErrKilled
+	}
+	if k.full != "" {
+		where, _ := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", max(op.FD, op.DirFD)))
+		onRoot := strings.Contains(where, "/state") || strings.Contains(where, "/composefs")
+		switch {
+		case op.Kind == durable.OpUnlink && strings.Contains(where+"/"+op.Name, k.full):
+			k.full = ""
+		case onRoot && (op.Kind == durable.OpWrite || op.Kind == durable.OpMkdir):
+			k.fired = true
+			return unix.ENOSPC
+		}
 	}
 	n := k.n
 	k.n++

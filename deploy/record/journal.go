@@ -29,6 +29,9 @@ const (
 	// KeepRecords is how many records Prunable leaves: the history of some
 	// hundred upgrades.
 	KeepRecords = 1000
+	// KeepFewRecords is how many stay on a disk without room for another one. The
+	// newest complete one says everything.
+	KeepFewRecords = 4
 )
 
 // Record is one journal record: an event and the state after it.
@@ -234,8 +237,8 @@ func (j *Journal) Wrote(r Record) {
 }
 
 // Prunable lists the names of records that are old enough to be removed, given
-// the names in the directory: all but the KeepRecords newest.
-func Prunable(names []string) []string {
+// the names in the directory: all but the keep newest.
+func Prunable(names []string, keep int) []string {
 	var out []string
 	for _, name := range names {
 		if _, ok := ParseRecordName(name); ok {
@@ -243,5 +246,5 @@ func Prunable(names []string) []string {
 		}
 	}
 	slices.Sort(out)
-	return out[:max(0, len(out)-KeepRecords)]
+	return out[:max(0, len(out)-keep)]
 }

@@ -496,10 +496,10 @@ func TestRecordNames(t *testing.T) {
 	for i := range record.KeepRecords + 2 {
 		names = append(names, record.FileName(uint64(i+1)))
 	}
-	if diff := cmp.Diff([]string{record.FileName(1), record.FileName(2)}, record.Prunable(names)); diff != "" {
+	if diff := cmp.Diff([]string{record.FileName(1), record.FileName(2)}, record.Prunable(names, record.KeepRecords)); diff != "" {
 		t.Errorf("prunable (-want +got):\n%s", diff)
 	}
-	if got := record.Prunable(names[:5]); len(got) != 0 {
+	if got := record.Prunable(names[:5], record.KeepRecords); len(got) != 0 {
 		t.Errorf("prunable: %q", got)
 	}
 }
