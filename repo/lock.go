@@ -37,7 +37,7 @@ func Lock(ctx context.Context, dir *durable.Dir, exclusive bool, wait time.Durat
 		select {
 		case <-ctx.Done():
 			timer.Stop()
-			return ctx.Err()
+			return fmt.Errorf("wait for the lock of %q: %w", dir.Path(), ctx.Err())
 		case <-timer.C:
 		}
 	}

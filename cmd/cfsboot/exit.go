@@ -45,7 +45,14 @@ func usageErrorf(c *cobra.Command, format string, args ...any) error {
 // interrupted is whatever a command returned after SIGINT, SIGTERM or SIGHUP.
 type interrupted struct{ err error }
 
-func (e interrupted) Error() string { return "interrupted: " + e.err.Error() }
+// Error says what was being done, and not that it was canceled.
+func (e interrupted) Error() string {
+	what := strings.TrimSuffix(e.err.Error(), context.Canceled.Error())
+	if what = strings.TrimSuffix(what, ": "); what == "" {
+		return "interrupted"
+	}
+	return "interrupted: " + what
+}
 func (e interrupted) Unwrap() error { return e.err }
 
 // statusOnly is an exit status of a command that has said everything: nothing is printed for it.

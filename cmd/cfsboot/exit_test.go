@@ -118,6 +118,19 @@ func TestAdvice(t *testing.T) {
 	}
 }
 
+// TestInterruptedText: what was being done, not how it was told to stop.
+func TestInterruptedText(t *testing.T) {
+	for err, want := range map[error]string{
+		context.Canceled: "interrupted",
+		fmt.Errorf("wait for the lock of %q: %w", "r", context.Canceled): `interrupted: wait for the lock of "r"`,
+		errors.New("the line was cut"):                                   "interrupted: the line was cut",
+	} {
+		if got := (interrupted{err}).Error(); got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+}
+
 // TestHangup: a terminal that goes away interrupts a command like Ctrl-C.
 func TestHangup(t *testing.T) {
 	if signal.Ignored(syscall.SIGHUP) {
