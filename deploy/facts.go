@@ -64,6 +64,16 @@ func (f Facts) EntryOf(seq uint64) *esp.Entry {
 	return nil
 }
 
+// without is what the facts are when these deployments have lost their entries.
+func (f Facts) without(ids []string) Facts {
+	f.Entries = slices.DeleteFunc(slices.Clone(f.Entries), func(e esp.Entry) bool {
+		a := f.known(e)
+		return a != nil && slices.Contains(ids, a.Deployment)
+	})
+	f.State.Entries = slices.DeleteFunc(slices.Clone(f.State.Entries), func(a record.ArmedEntry) bool { return slices.Contains(ids, a.Deployment) })
+	return f
+}
+
 // Startable tells whether a deployment runs or an entry on the boot partition
 // starts it, or may start it, whatever the journal says.
 func (f Facts) Startable(id string) bool {

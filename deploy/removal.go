@@ -21,6 +21,9 @@ type Removal struct {
 	BootFreedBytes int64    `json:"boot_freed_bytes"`
 	Default        string   `json:"default"`  // deployment of the next boot
 	Warnings       []string `json:"warnings"` // never null
+	// Repaired is what an interrupted command had left; never null, and empty for a
+	// dry run, which repairs nothing.
+	Repaired []Repaired `json:"repaired"`
 	// Repository is what was collected there; nil: nothing was looked for.
 	Repository *repo.Collected `json:"-"`
 }
@@ -33,7 +36,7 @@ type Removed struct {
 }
 
 func (m *machine) newRemoval(ids []string) *Removal {
-	r := &Removal{Removed: []Removed{}, Kept: []Kept{}, Warnings: []string{}}
+	r := &Removal{Removed: []Removed{}, Kept: []Kept{}, Warnings: []string{}, Repaired: []Repaired{}}
 	for _, id := range ids {
 		d := m.facts.Deployments[id]
 		r.Removed = append(r.Removed, Removed{id, d.Title, d.OSVersion})
@@ -106,6 +109,7 @@ func (m *machine) finish(out *Removal, free int64) error {
 	out.BootFreedBytes = max(0, space.Free-free)
 	out.Default = m.facts.nextID()
 	_, out.Kept = planRetire(m.facts, maxListed)
+	out.Repaired = m.repairs()
 	return nil
 }
 
@@ -277,12 +281,9 @@ func (m *machine) foreseeGC(ctx context.Context, keep int) (*Removal, error) {
 	if err != nil {
 		return nil, err
 	}
-	size := func(digest string) int64 { return m.esp.PayloadSize(digest, space.Cluster) }
-	for _, c := range groups(m.facts, ids, size) {
-		out.BootFreedBytes += c.Frees
-	}
-	for _, digest := range stalePayloads(m.facts, "") {
-		out.BootFreedBytes += size(digest)
+	ids = append(ids, retiring(m.facts)...) // a run finishes these
+	for _, digest := range stalePayloads(m.facts.without(ids), "") {
+		out.BootFreedBytes += m.esp.PayloadSize(digest, space.Cluster)
 	}
 	known := m.facts.State.Deployments()
 	gone, err := m.strayRefs(known)

@@ -182,6 +182,73 @@ func TestDryRunWritesNothing(t *testing.T) {
 	}
 }
 
+// TestDryRunFinishes: what the run would finish of an interrupted removal is in the
+// numbers of the dry run.
+func TestDryRunFinishes(t *testing.T) {
+	for name, entry := range map[string]int64{"announced": cluster, "without its entry": 0} {
+		t.Run(name, func(t *testing.T) { dryRunFinishes(t, entry) })
+	}
+}
+
+// dryRunFinishes has an interrupted removal whose boot entry still takes so many bytes.
+func dryRunFinishes(t *testing.T, entry int64) {
+	w := newWorld(t)
+	w.configure("keep = 9\n")
+	ids := w.releases(releasesOf(t, 3)...)
+	payload := used(filepath.Join(w.fat.Path(), esp.PayloadDir, w.state().LatestOf(ids[0]).BootDigest))
+	w.note(record.Event{Kind: record.EventRetire, Deployment: ids[0]})
+	if entry == 0 {
+		for _, file := range w.filesOf(ids[0]) {
+			must(t, os.Remove(filepath.Join(w.fat.Path(), esp.EntryDir, file)))
+		}
+		w.changed()
+	}
+	w.limit = used(w.fat.Path()) + 1<<20
+	dry, err := deploy.GC(t.Context(), deploy.GCOptions{Options: w.options(), Keep: 9, DryRun: true})
+	must(t, err)
+	got, err := w.gc(9)
+	must(t, err)
+	if dry.Repository.Objects != got.Repository.Objects || dry.Repository.Bytes != got.Repository.Bytes || got.Repository.Objects == 0 {
+		t.Errorf("the dry run said %+v, then %+v", dry.Repository, got.Repository)
+	}
+	// The plan counts the directory of the payload, the model of the partition its entry.
+	if dry.BootFreedBytes != payload+cluster || got.BootFreedBytes != payload+entry {
+		t.Errorf("the dry run said %d bytes on the boot partition, then %d; the payload takes %d", dry.BootFreedBytes, got.BootFreedBytes, payload)
+	}
+	if len(dry.Removed) != 0 || len(got.Removed) != 0 {
+		t.Errorf("the dry run said %+v, then %+v", dry.Removed, got.Removed)
+	}
+	w.gone(ids[0], "1")
+}
+
+// TestRemovalTellsRepairs: what an interrupted command had left is in the result.
+func TestRemovalTellsRepairs(t *testing.T) {
+	base := newWorld(t)
+	base.configure("keep = 9\n")
+	ids := base.releases(releasesOf(t, 4)...)
+	base.note(record.Event{Kind: record.EventRetire, Deployment: ids[0]})
+	base.note(record.Event{Kind: record.EventBegin, Transaction: "killed", Op: record.OpUpgrade, Reference: reference})
+	for name, run := range map[string]func(w *world) (*deploy.Removal, error){
+		"delete": func(w *world) (*deploy.Removal, error) { return w.delete(ids[1]) },
+		"gc":     func(w *world) (*deploy.Removal, error) { return w.gc(9) },
+	} {
+		w := base.copy()
+		w.configure("keep = 9\n")
+		got, err := run(w)
+		must(t, err)
+		var what []string
+		for _, x := range got.Repaired {
+			what = append(what, x.Operation+" "+x.Outcome+" "+short(x.Deployment))
+		}
+		if d := cmp.Diff([]string{"upgrade undone ", "retire finished " + short(ids[0])}, what); d != "" {
+			t.Errorf("%s: repaired, mismatch (-want +got):\n%s", name, d)
+		}
+		if got, err := w.gc(9); err != nil || got.Repaired == nil || len(got.Repaired) != 0 {
+			t.Errorf("%s, then gc: repaired %+v, %v", name, got.Repaired, err)
+		}
+	}
+}
+
 func TestDelete(t *testing.T) {
 	for _, tc := range []struct {
 		name    string
@@ -430,17 +497,39 @@ func TestGCRefusesDamage(t *testing.T) {
 	checkRepository(t, w)
 }
 
-// TestGCOnAFullDisk: where not even a record can be written, garbage goes first.
-func TestGCOnAFullDisk(t *testing.T) {
+// TestRemovalOnAFullDisk: where not even a record can be written, garbage goes first.
+func TestRemovalOnAFullDisk(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		run  func(w *world, id string) error
+	}{
+		{"gc", func(w *world, _ string) error { return removed(w.gc(0)) }},
+		{"delete", func(w *world, id string) error { return removed(w.delete(id)) }},
+		{"delete what is half removed", func(w *world, id string) error {
+			w.note(record.Event{Kind: record.EventRetire, Deployment: id})
+			return removed(w.delete(id))
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			onAFullDisk(t, c.run)
+		})
+	}
+}
+
+func onAFullDisk(t *testing.T, run func(w *world, id string) error) {
 	images := releasesOf(t, 3)
 	base := newWorld(t)
 	ids := base.releases(images...)
 	must(t, settled(base.upgrade(images[2])))
+	count := base.copy()
+	count.killer = &killer{at: -1}
+	must(t, run(count, ids[0]))
 	hit := 0
-	for n := range 40 {
+	for n := range count.killer.n {
 		w := base.copy()
 		w.killer = &killer{at: n, err: unix.ENOSPC}
-		_, err := w.gc(0)
+		err := run(w, ids[0])
 		if !strings.Contains(w.killer.op, "journal") || w.killer.n < n {
 			continue
 		}

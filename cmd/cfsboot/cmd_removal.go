@@ -33,6 +33,9 @@ func (r removalResult) table(p *page) {
 	if r.DryRun {
 		verb, freed = "would remove", "would be free on the boot partition"
 	}
+	for _, x := range r.Repaired {
+		p.line("%s", x.Message)
+	}
 	for _, d := range r.Removed {
 		p.line("%s deployment %s (%s)", verb, short(d.Deployment), cmp.Or(d.Title, "no record"))
 	}

@@ -96,3 +96,16 @@ func TestResumed(t *testing.T) {
 		t.Errorf("got %q", got)
 	}
 }
+
+// TestRemoved: what was put right comes before what was asked for.
+func TestRemoved(t *testing.T) {
+	r := &deploy.Removal{
+		Repaired: []deploy.Repaired{{Message: "the interrupted removal of deployment cd was finished"}},
+		Removed:  []deploy.Removed{{Deployment: "ab", Title: "OS 1"}}, Kept: []deploy.Kept{{Deployment: "ef", Why: deploy.WhyBooted}},
+	}
+	got, err := printed(t, func(e *env) error { return e.render(newRemovalResult(r)) })
+	want := "the interrupted removal of deployment cd was finished\nremoved deployment ab (OS 1)\nfreed on the boot partition: 0 B\nkept deployment ef (no record): booted\n"
+	if got != want || err != nil {
+		t.Errorf("got %q, %v", got, err)
+	}
+}

@@ -106,8 +106,9 @@ func TestSchemas(t *testing.T) {
 		{"boot-review-1", bootReviewResult{"cfsboot.boot-review/1", &deploy.BootReview{Failed: []string{}, Findings: []string{"x"}, Warnings: []string{}}}},
 		{"removal-1", newRemovalResult(&deploy.Removal{
 			Removed: []deploy.Removed{{Deployment: "ab", Title: "OS", Version: "1"}}, Kept: []deploy.Kept{{Deployment: "cd", Why: deploy.WhyBooted}}, Warnings: []string{"x"}, Repository: &repo.Collected{Objects: 1},
+			Repaired: []deploy.Repaired{{Operation: "retire", Outcome: deploy.OutcomeFinished, Deployment: "ef", Message: "x"}},
 		})},
-		{"removal-1", newRemovalResult(&deploy.Removal{Removed: []deploy.Removed{}, Kept: []deploy.Kept{}, Warnings: []string{}})},
+		{"removal-1", newRemovalResult(&deploy.Removal{Removed: []deploy.Removed{}, Kept: []deploy.Kept{}, Warnings: []string{}, Repaired: []deploy.Repaired{}})},
 		{"oci-mount-1", mountResult{"cfsboot.oci-mount/1", "os", "ab", "/mnt", true}},
 		{"initramfs-1", initramfsResult{"cfsboot.initramfs/1", "initrd", systemd.InitrdResult{Changed: true, Compression: []string{"zstd"}, Modules: []string{"erofs.ko"}, SizeBytes: 1}}},
 	} {
