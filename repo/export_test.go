@@ -17,3 +17,9 @@ func ParseTarget(a fsverity.Algorithm, target string) (fsverity.Digest, error) {
 	r := &Repository{meta: Metadata{Algorithm: a}}
 	return r.parseTarget(target)
 }
+
+// What no command needs yet.
+var (
+	PutFile       = (*Repository).putFile
+	ResetMetadata = resetMetadata
+)

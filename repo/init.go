@@ -272,10 +272,10 @@ func measurable(dir *durable.Dir, name string) (bool, error) {
 	return err == nil, err
 }
 
-// ResetMetadata removes the streams, images and meta.json of a repository and
+// resetMetadata removes the streams, images and meta.json of a repository and
 // keeps its objects; Init makes it one again, also with another algorithm. It
 // takes the exclusive lock.
-func ResetMetadata(ctx context.Context, dir *durable.Dir, opts Options) error {
+func resetMetadata(ctx context.Context, dir *durable.Dir, opts Options) error {
 	own, err := dir.Sub(".")
 	if err != nil {
 		return err

@@ -251,7 +251,7 @@ func TestReadOnlyFeatures(t *testing.T) {
 	f, err := os.Open(meta)
 	must(t, err)
 	defer f.Close()
-	_, _, calls["PutFile"] = r.PutFile(ctx, f)
+	_, _, calls["PutFile"] = repo.PutFile(r, ctx, f)
 	calls["PublishStream"] = r.PublishStream(ctx, "s2", id)
 	calls["PublishImage"] = r.PublishImage(ctx, object)
 	calls["SetRef"] = r.SetRef(ctx, repo.Streams, "r2", "s")

@@ -249,8 +249,16 @@ func TestImageLookup(t *testing.T) {
 	// The object of an image has other content.
 	must(t, os.Remove(objectFile(r, other)))
 	must(t, os.WriteFile(objectFile(r, other), pattern(4096, 9), 0o600))
-	if _, err := r.OpenImage(ctx, other); !errors.As(err, &mismatch) {
-		t.Errorf("changed content: got %v, want a MismatchError", err)
+	if _, err := r.OpenImage(ctx, other); !errors.As(err, &mismatch) || !strings.Contains(err.Error(), "objects/"+other.ObjectPath()) {
+		t.Errorf("changed content: got %v, want a MismatchError that names the object", err)
+	}
+	// So has one of a file.
+	file := put(t, r, pattern(4096, 10))
+	must(t, r.Close())
+	must(t, errors.Join(os.Remove(objectFile(r, file)), os.WriteFile(objectFile(r, file), pattern(4096, 11), 0o600)))
+	r = open(t, openDir(t, r.Path()))
+	if _, err := r.ReadObject(ctx, file, 1<<20); !errors.As(err, &mismatch) || !strings.Contains(err.Error(), "objects/"+file.ObjectPath()) {
+		t.Errorf("changed file: got %v, want a MismatchError that names the object", err)
 	}
 }
 

@@ -413,10 +413,10 @@ func (r *Repository) existing(shard *durable.Dir, rest string, d fsverity.Digest
 	return true, nil
 }
 
-// PutFile stores the content of f from its start: by sharing blocks (FICLONE)
+// putFile stores the content of f from its start: by sharing blocks (FICLONE)
 // where both files are on one file system that can, else by copying. The source
 // stays as it is.
-func (r *Repository) PutFile(ctx context.Context, f *os.File) (d fsverity.Digest, m Method, err error) {
+func (r *Repository) putFile(ctx context.Context, f *os.File) (d fsverity.Digest, m Method, err error) {
 	if err := r.mayWrite(ctx); err != nil {
 		return d, 0, err
 	}

@@ -42,7 +42,7 @@ func TestObjectFlows(t *testing.T) {
 					f, err := os.Open(source)
 					must(t, err)
 					defer f.Close()
-					return r.PutFile(ctx, f)
+					return repo.PutFile(r, ctx, f)
 				},
 				"reader": func(r *repo.Repository) (d fsverity.Digest, _ repo.Method, err error) {
 					w, err := r.NewObject(ctx)
