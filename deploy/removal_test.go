@@ -254,16 +254,21 @@ func TestDelete(t *testing.T) {
 		name    string
 		prepare func(t *testing.T, w *world, ids []string)
 		id      int // which of three, from 0
-		warn    string
-		next    int // default afterwards
+		warn    string // "%0" is a deployment, by its number; "": none
+		next    int    // default afterwards
 	}{
 		{"old one", nil, 0, "", 2},
-		{"what rollback goes to", nil, 1, "nothing", 2},
+		{"what rollback goes to", nil, 1, "deployment %1 was what `cfsboot rollback` goes to; now it is %0", 2},
+		{"all that rollback could go to", func(t *testing.T, w *world, ids []string) {
+			t.Helper()
+			_, err := w.delete(ids[0])
+			must(t, err)
+		}, 1, "deployment %1 was what `cfsboot rollback` goes to; nothing is left to go back to", 2},
 		{"the default, not booted", func(t *testing.T, w *world, ids []string) {
 			t.Helper()
 			_, err := w.rollback(ids[0])
 			must(t, err)
-		}, 0, "was the default of the next boot; now it is", 2},
+		}, 0, "deployment %0 was the default of the next boot; now it is %2\ndeployment %0 was what `cfsboot rollback` goes to; now it is %1", 2},
 		{"one that failed", func(t *testing.T, w *world, ids []string) {
 			t.Helper()
 			_, err := w.rollback(ids[1])
@@ -289,8 +294,12 @@ func TestDelete(t *testing.T) {
 			}
 			got, err := w.delete(ids[tc.id][:12])
 			must(t, err)
-			if warned := strings.Join(got.Warnings, "\n"); (tc.warn == "") != (warned == "") || !strings.Contains(warned, tc.warn) && tc.warn != "nothing" {
-				t.Errorf("warnings %q, want %q", warned, tc.warn)
+			want := tc.warn
+			for i, id := range ids {
+				want = strings.ReplaceAll(want, fmt.Sprintf("%%%d", i), short(id))
+			}
+			if warned := strings.Join(got.Warnings, "\n"); warned != want {
+				t.Errorf("warnings %q, want %q", warned, want)
 			}
 			if len(got.Removed) != 1 || got.Removed[0].Deployment != ids[tc.id] || got.Default != ids[tc.next] || got.Repository == nil || got.Repository.Objects == 0 {
 				t.Errorf("got %+v", got)
