@@ -380,3 +380,69 @@ func TestStateDeleted(t *testing.T) {
 		}
 	})
 }
+
+// TestPayloadOfAnotherType: something of another type is where a payload or one of
+// its files belongs. Commands that need it name it as a conflict, and the machine
+// boots what it booted; without it they go on.
+func TestPayloadOfAnotherType(t *testing.T) {
+	t.Parallel()
+	r3 := release(t, "3")
+	for name, put := range map[string]func(payload string) error{
+		"cfsboot/PAYLOAD":         func(p string) error { return os.WriteFile(p, []byte("x"), 0o600) },
+		"cfsboot/PAYLOAD/vmlinuz": func(p string) error { return os.MkdirAll(p+"/vmlinuz/x", 0o700) },
+		"cfsboot/PAYLOAD/initrd":  func(p string) error { return os.MkdirAll(p+"/initrd", 0o700) },
+	} {
+		conflict := func(when, digest string, err error) {
+			t.Helper()
+			var c *deploy.ConflictError
+			if want := strings.Replace(name, "PAYLOAD", digest, 1); !errors.As(err, &c) || !slices.Equal(c.Paths, []string{want}) {
+				t.Errorf("%s: %s: got %v, want a conflict that names %s", name, when, err, want)
+			}
+			oneLine(t, err)
+		}
+		w := newWorld(t)
+		ids := w.releases(release(t, "1"), release(t, "2"))
+		ready := w.copy()
+		must(t, settled(ready.upgrade(r3)))
+		digest := ready.state().Staged.BootDigest
+		path := filepath.Join(w.fat.Path(), esp.PayloadDir, digest)
+		must(t, put(path))
+		w.changed()
+		conflict("upgrade", digest, settled(w.upgrade(r3)))
+		if got := w.boot(); got != ids[1] {
+			t.Errorf("%s: booted %s", name, short(got))
+		}
+		must(t, settled(w.rollback("")))
+		if got := w.boot(); got != ids[0] {
+			t.Errorf("%s: booted %s after the rollback", name, short(got))
+		}
+		must(t, os.RemoveAll(path))
+		w.changed()
+		must(t, settled(w.upgrade(r3)))
+		must(t, settled(w.finalize()))
+		w.boot()
+
+		// Between staging and shutdown.
+		path = filepath.Join(ready.fat.Path(), esp.PayloadDir, digest)
+		must(t, os.RemoveAll(filepath.Join(ready.fat.Path(), strings.Replace(name, "PAYLOAD", digest, 1))))
+		must(t, put(path))
+		ready.changed()
+		conflict("finalize", digest, settled(ready.finalize()))
+		if got := ready.told(deploy.ProblemFinalize); len(got) != 1 || !strings.Contains(got[0], "in the way") {
+			t.Errorf("%s: status %q", name, got)
+		}
+		if got := ready.boot(); got != ids[1] {
+			t.Errorf("%s: booted %s", name, short(got))
+		}
+		// Of the one to go back to.
+		digest = ready.state().LatestOf(ids[0]).BootDigest
+		path = filepath.Join(ready.fat.Path(), esp.PayloadDir, digest)
+		must(t, os.RemoveAll(filepath.Join(ready.fat.Path(), strings.Replace(name, "PAYLOAD", digest, 1))))
+		must(t, put(path))
+		ready.changed()
+		conflict("rollback", digest, settled(ready.rollback("")))
+		if got := ready.boot(); got != ids[1] {
+			t.Errorf("%s: booted %s", name, short(got))
+		}
+	}
+}

@@ -165,7 +165,7 @@ func (m *machine) ensurePayload(ctx context.Context, st record.Staged) error {
 	err := m.esp.CheckDigest(ctx, st.BootDigest)
 	var bad *esp.VerifyError
 	if !errors.As(err, &bad) || m.payloadInUse(st.BootDigest) {
-		return err
+		return inTheWay(err)
 	}
 	m.Logger.Warn("the payload on the boot partition is damaged, placing it again", "error", err)
 	img := &image{}

@@ -114,7 +114,7 @@ func (m *machine) rollbackRecord(ctx context.Context, target record.ArmedEntry) 
 		return d, err
 	}
 	if err := m.esp.CheckDigest(ctx, d.BootDigest); err != nil {
-		return d, err
+		return d, inTheWay(err)
 	}
 	if e := m.facts.EntryOf(target.Seq); e != nil && e.Err == nil && e.ImageID() == d.ID {
 		d.Options = e.Entry.Options().String()

@@ -49,7 +49,7 @@ func (e *ESP) missing(ctx context.Context, files []Content, leftover bool) ([]Co
 		switch {
 		case err == nil:
 			continue
-		case !errors.As(err, &bad) || bad.Got != missing && !leftover:
+		case !errors.As(err, &bad) || bad.Got == NoDirectory || bad.Got != missing && !leftover:
 			return nil, err
 		}
 		todo = append(todo, f)

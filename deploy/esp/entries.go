@@ -84,11 +84,8 @@ func (e *ESP) Entries() ([]Entry, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
-	if errors.Is(err, unix.ENOTDIR) {
-		return nil, &VerifyError{EntryDir, NoDirectory, "a directory"}
-	}
 	if err != nil {
-		return nil, fmt.Errorf("list boot entries: %w", err)
+		return nil, e.notDirectory(EntryDir, fmt.Errorf("list boot entries: %w", err))
 	}
 	var out []Entry
 	for _, x := range list {

@@ -189,13 +189,39 @@ func (e *ESP) checkSize(name string, want Sum) error {
 	case errors.Is(err, fs.ErrNotExist):
 		return &VerifyError{name, missing, want.text()}
 	case err != nil:
-		return err
+		return e.notDirectory(name, err)
 	case st.Mode&unix.S_IFMT != unix.S_IFREG:
 		return &VerifyError{name, NoFile, want.text()}
 	case st.Size != want.Size:
 		return &VerifyError{name, fmt.Sprintf("%d bytes", st.Size), want.text()}
 	}
 	return nil
+}
+
+// notFile makes a *VerifyError of an error that name, or what is above it, is of
+// another type.
+func (e *ESP) notFile(name string, err error) error {
+	if st, err := e.dir.Lstat(name); err == nil && st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return &VerifyError{name, NoFile, "a file"}
+	}
+	return e.notDirectory(name, err)
+}
+
+// notDirectory makes a *VerifyError of an error that name, or what is above it, is
+// no directory.
+func (e *ESP) notDirectory(name string, err error) error {
+	if !errors.Is(err, unix.ENOTDIR) {
+		return err
+	}
+	for i, c := range name + "/" {
+		if c != '/' {
+			continue
+		}
+		if st, err := e.dir.Lstat(name[:i]); err == nil && st.Mode&unix.S_IFMT != unix.S_IFDIR {
+			return &VerifyError{name[:i], NoDirectory, "a directory"}
+		}
+	}
+	return err
 }
 
 // AnySize stands for a size that is not known, but is not 0.
@@ -260,7 +286,7 @@ func (e *ESP) Place(ctx context.Context, p Payload, used bool) error {
 		switch {
 		case err == nil:
 			continue
-		case !errors.As(err, &bad) || used && bad.Got != missing:
+		case !errors.As(err, &bad) || used && bad.Got != missing || bad.Got == NoDirectory:
 			return err
 		}
 		todo = append(todo, f)
@@ -308,7 +334,7 @@ func (e *ESP) write(ctx context.Context, dir *durable.Dir, name string, f Conten
 func (e *ESP) removeLeftover(dir *durable.Dir, name string) error {
 	st, err := dir.Lstat(name)
 	if err == nil && st.Mode&unix.S_IFMT != unix.S_IFREG {
-		return &VerifyError{path.Join(dir.Path(), name), NoFile, "a file"}
+		return &VerifyError{e.below(dir, name), NoFile, "a file"}
 	}
 	f, err := dir.Open(name)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -323,10 +349,15 @@ func (e *ESP) removeLeftover(dir *durable.Dir, name string) error {
 	}
 	if known && block != 0 {
 		if other := e.sharesBlock(dir.Path(), name, block); other != "" {
-			return &VerifyError{path.Join(dir.Path(), name), "the same clusters as " + other, "clusters of its own; run fsck.fat"}
+			return &VerifyError{e.below(dir, name), "the same clusters as " + other, "clusters of its own; run fsck.fat"}
 		}
 	}
 	return dir.Remove(name)
+}
+
+// below returns where a file in dir is, below the root of the partition.
+func (e *ESP) below(dir *durable.Dir, name string) string {
+	return strings.TrimPrefix(path.Join(dir.Path(), name), e.dir.Path()+"/")
 }
 
 // sharesBlock returns another payload file that starts at the same block.
@@ -377,11 +408,8 @@ func (e *ESP) Payloads() ([]string, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
-	if errors.Is(err, unix.ENOTDIR) {
-		return nil, &VerifyError{PayloadDir, NoDirectory, "a directory"}
-	}
 	if err != nil {
-		return nil, err
+		return nil, e.notDirectory(PayloadDir, err)
 	}
 	var out []string
 	for _, x := range list {
@@ -534,7 +562,7 @@ func (e *ESP) CheckDigest(ctx context.Context, digest string) error {
 			if errors.Is(err, fs.ErrNotExist) {
 				return &VerifyError{Path(digest, name), missing, "a file of payload " + digest}
 			}
-			return fmt.Errorf("verify boot file: %w", err)
+			return e.notFile(Path(digest, name), fmt.Errorf("verify boot file: %w", err))
 		}
 	}
 	if got := hex.EncodeToString(h.Sum(nil)); got != digest {
