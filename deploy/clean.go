@@ -261,7 +261,7 @@ func (m *machine) cleanRefs(ctx context.Context) error {
 func (m *machine) strayRefs(known []string) (gone []string, err error) {
 	for _, kind := range []repo.Kind{repo.Images, repo.Streams} {
 		// Not Refs: a directory without refs has to go too.
-		list, err := m.repo.Dir().ReadSubDir(kind.String() + "/refs/" + strings.TrimSuffix(refPrefix, "/"))
+		list, err := m.repo.Dir().ReadSubDir(refPath(kind, ""))
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}

@@ -225,14 +225,7 @@ func (m *machine) add(e record.Event) error {
 // recover brings the journal up to date with what a killed run, the loader and
 // systemd-bless-boot did.
 func (m *machine) recover() error {
-	if err := m.look(); err != nil {
-		return err
-	}
-	for {
-		r, ok := nextRepair(m.facts)
-		if !ok {
-			return nil
-		}
+	return m.eachRepair(func(r repair) error {
 		m.Logger.Info("repair", "event", r.Event.Kind, "deployment", r.Event.Deployment, "entry", r.Event.Entry, "remove", r.RemoveEntry)
 		if r.RemoveEntry != "" {
 			if err := m.esp.RemoveEntry(r.RemoveEntry); err != nil {
@@ -246,22 +239,13 @@ func (m *machine) recover() error {
 		if x, ok := asRepaired(before, r.Event); ok {
 			m.note(x)
 		}
-		if err := m.look(); err != nil {
-			return err
-		}
-	}
+		return m.look()
+	})
 }
 
 // foresee brings the facts up to date as recover does, in memory only.
 func (m *machine) foresee() error {
-	if err := m.look(); err != nil {
-		return err
-	}
-	for {
-		r, ok := nextRepair(m.facts)
-		if !ok {
-			return nil
-		}
+	return m.eachRepair(func(r repair) error {
 		if r.RemoveEntry != "" {
 			m.facts.Entries = slices.DeleteFunc(m.facts.Entries, func(e esp.Entry) bool { return e.File == r.RemoveEntry })
 		}
@@ -270,6 +254,23 @@ func (m *machine) foresee() error {
 			return err
 		}
 		m.facts.State = next
+		return nil
+	})
+}
+
+// eachRepair reads the facts and applies repairs to them until there is none.
+func (m *machine) eachRepair(apply func(repair) error) error {
+	if err := m.look(); err != nil {
+		return err
+	}
+	for {
+		r, ok := nextRepair(m.facts)
+		if !ok {
+			return nil
+		}
+		if err := apply(r); err != nil {
+			return err
+		}
 	}
 }
 

@@ -183,7 +183,7 @@ func decideRollback(f Facts, id string) (rollbackPlan, error) {
 	var target *record.ArmedEntry
 	switch latest := f.State.LatestOf(next); {
 	case id != "":
-		full, err := findID(f.State, id)
+		full, err := completeID(id, withEntries(f.State), "no deployment %q has a boot entry")
 		if err != nil {
 			return p, err
 		}
@@ -212,24 +212,31 @@ func decideRollback(f Facts, id string) (rollbackPlan, error) {
 // minPrefix is how many digits of an id have to be given at least.
 const minPrefix = 4
 
-// findID completes a prefix of the id of a deployment that has an entry.
-func findID(s record.State, prefix string) (string, error) {
+// completeID completes a prefix of one of the ids. none is what to say, with the
+// prefix, if there is none.
+func completeID(prefix string, ids []string, none string) (string, error) {
 	prefix = strings.ToLower(prefix)
-	var found []string
-	for _, e := range s.Entries {
-		if strings.HasPrefix(e.Deployment, prefix) && !e.Retiring && !slices.Contains(found, e.Deployment) {
-			found = append(found, e.Deployment)
-		}
-	}
+	found := slices.DeleteFunc(slices.Clone(ids), func(id string) bool { return !strings.HasPrefix(id, prefix) })
 	switch {
 	case len(prefix) < minPrefix:
 		return "", refuse(CodeUnknown, "deployment %q: got %d digits, want at least %d", prefix, len(prefix), minPrefix)
 	case len(found) == 0:
-		return "", refuse(CodeUnknown, "no deployment %q has a boot entry", prefix)
+		return "", refuse(CodeUnknown, none, prefix)
 	case len(found) > 1:
 		return "", refuse(CodeUnknown, "%q is the beginning of %d deployments, want more digits", prefix, len(found))
 	}
 	return found[0], nil
+}
+
+// withEntries lists the deployments that have a boot entry and are not being
+// removed, each once.
+func withEntries(s record.State) (ids []string) {
+	for _, a := range s.Entries {
+		if !a.Retiring && !slices.Contains(ids, a.Deployment) {
+			ids = append(ids, a.Deployment)
+		}
+	}
+	return ids
 }
 
 // retirable lists the deployments that may be removed to make room, the first

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"path"
 
 	"github.com/opencontainers/go-digest"
 
@@ -16,6 +17,12 @@ import (
 // refPrefix begins the names of the refs by which deployments hold what they
 // need in the repository, below images/refs and streams/refs.
 const refPrefix = "cfsboot/"
+
+// refPath is where the refs of a deployment lie in the repository: a directory of
+// them for images, one link for the stream. "" is the directory of all.
+func refPath(kind repo.Kind, id string) string {
+	return path.Join(kind.String(), "refs", refPrefix, id)
+}
 
 // Names below refPrefix + id.
 const (
@@ -68,7 +75,7 @@ func (m *machine) removeRefs(ctx context.Context, id string) error {
 		}
 	}
 	// The directory of the image refs would stay for ever.
-	if err := m.repo.Dir().Remove("images/refs/" + refPrefix + id); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := m.repo.Dir().Remove(refPath(repo.Images, id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		m.Logger.Debug("remove the empty directory of refs", "error", err)
 	}
 	// Only the next pull of a layer would take longer, or shorter: no reason to fail.

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/cfsboot/cfsboot/deploy/record"
 	"github.com/cfsboot/cfsboot/repo"
@@ -124,7 +123,7 @@ type deletePlan struct {
 
 // decideDelete looks whether a deployment may go.
 func decideDelete(f Facts, prefix string) (deletePlan, error) {
-	id, err := completeID(f.State, prefix)
+	id, err := completeID(prefix, f.State.Deployments(), "there is no deployment %q")
 	if err != nil {
 		return deletePlan{}, err
 	}
@@ -168,26 +167,6 @@ func deleteWarnings(f Facts, id string) (warnings []string) {
 		}
 	}
 	return warnings
-}
-
-// completeID completes a prefix of the id of any deployment of the journal.
-func completeID(s record.State, prefix string) (string, error) {
-	prefix = strings.ToLower(prefix)
-	var found []string
-	for _, id := range s.Deployments() {
-		if strings.HasPrefix(id, prefix) {
-			found = append(found, id)
-		}
-	}
-	switch {
-	case len(prefix) < minPrefix:
-		return "", refuse(CodeUnknown, "deployment %q: got %d digits, want at least %d", prefix, len(prefix), minPrefix)
-	case len(found) == 0:
-		return "", refuse(CodeUnknown, "there is no deployment %q", prefix)
-	case len(found) > 1:
-		return "", refuse(CodeUnknown, "%q is the beginning of %d deployments, want more digits", prefix, len(found))
-	}
-	return found[0], nil
 }
 
 // GCOptions are those of GC.

@@ -253,7 +253,7 @@ func TestDelete(t *testing.T) {
 	for _, tc := range []struct {
 		name    string
 		prepare func(t *testing.T, w *world, ids []string)
-		id      int // which of three, from 0
+		id      int    // which of three, from 0
 		warn    string // "%0" is a deployment, by its number; "": none
 		next    int    // default afterwards
 	}{

@@ -173,7 +173,7 @@ const minShared = 512
 func (m *machine) without(ids []string) []string {
 	var out []string
 	for _, id := range ids {
-		out = append(out, "images/refs/"+refPrefix+id+"/", "streams/refs/"+refPrefix+id)
+		out = append(out, refPath(repo.Images, id)+"/", refPath(repo.Streams, id))
 		if tag, ok := m.tagOf(m.facts.Deployments[id]); ok {
 			out = append(out, repo.Streams.String()+"/refs/"+oci.TagRef(tag))
 		}
