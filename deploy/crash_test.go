@@ -93,6 +93,25 @@ func crashCases(t *testing.T) []crashCase {
 			t.Fatal("success was reported, and nothing is staged")
 		}
 	}
+	// goesBack takes a rollback to its end, and the machine on to the second release.
+	// Where it was not rolled back what was staged is to be there still.
+	goesBack := func(staged bool) func(*testing.T, *world) {
+		return func(t *testing.T, w *world) {
+			t.Helper()
+			if running(t, w) == two {
+				if staged && w.state().Staged == nil {
+					t.Fatal("it is not rolled back, and the staged one is given up")
+				}
+				w.bless()
+				must(t, settled(w.rollback("")))
+				if got := running(t, w); got != one {
+					t.Fatalf("booted %q in the end", got)
+				}
+			}
+			must(t, settled(w.upgrade(r2)))
+			checkQuiet(t, w)
+		}
+	}
 	return []crashCase{
 		{
 			"install", func(*testing.T, *world) {},
@@ -168,17 +187,7 @@ func crashCases(t *testing.T) []crashCase {
 			"rollback", second,
 			func(w *world) error { return settled(w.rollback("")) },
 			boots(one),
-			func(t *testing.T, w *world) {
-				if running(t, w) == two {
-					w.bless()
-					must(t, settled(w.rollback("")))
-					if got := running(t, w); got != one {
-						t.Fatalf("booted %q in the end", got)
-					}
-				}
-				must(t, settled(w.upgrade(r2)))
-				checkQuiet(t, w)
-			},
+			goesBack(false),
 		},
 		{
 			"rollback over a staged one", func(t *testing.T, w *world) {
@@ -193,20 +202,7 @@ func crashCases(t *testing.T) []crashCase {
 					t.Fatal("success was reported, and the staged one is not given up")
 				}
 			},
-			func(t *testing.T, w *world) {
-				if running(t, w) == two {
-					if w.state().Staged == nil {
-						t.Fatal("it is not rolled back, and the staged one is given up")
-					}
-					w.bless()
-					must(t, settled(w.rollback("")))
-					if got := running(t, w); got != one {
-						t.Fatalf("booted %q in the end", got)
-					}
-				}
-				must(t, settled(w.upgrade(r2)))
-				checkQuiet(t, w)
-			},
+			goesBack(true),
 		},
 		{
 			"upgrade that makes room", func(t *testing.T, w *world) {

@@ -19,6 +19,7 @@ import (
 	"github.com/cfsboot/cfsboot/deploy/install"
 	"github.com/cfsboot/cfsboot/internal/durable"
 	"github.com/cfsboot/cfsboot/internal/mnt"
+	"github.com/cfsboot/cfsboot/internal/testutil/roottest"
 	"github.com/cfsboot/cfsboot/repo"
 	"github.com/cfsboot/cfsboot/repo/oci"
 	"github.com/cfsboot/cfsboot/repo/oci/ocitest"
@@ -61,7 +62,7 @@ func blockDevice(t *testing.T, size int64) string {
 	if err := os.Truncate(file, size); err != nil {
 		t.Fatal(err)
 	}
-	device := loopDevice(t, file)
+	device := roottest.LoopDevice(t, file)
 	f, err := os.OpenFile(device, os.O_RDWR, 0)
 	if err != nil {
 		t.Fatal(err)

@@ -20,6 +20,7 @@ import (
 	"github.com/cfsboot/cfsboot/deploy/record"
 	"github.com/cfsboot/cfsboot/internal/durable"
 	"github.com/cfsboot/cfsboot/internal/progress"
+	"github.com/cfsboot/cfsboot/internal/testutil/cfsctl"
 	"github.com/cfsboot/cfsboot/repo"
 	"github.com/cfsboot/cfsboot/repo/oci/ocitest"
 )
@@ -140,9 +141,8 @@ func checkRepository(t *testing.T, w *world) {
 	for _, p := range append(rep.Problems, rep.Unused...) {
 		t.Errorf("repository: %v", p)
 	}
-	home, _ := os.UserHomeDir()
-	tool, err := exec.LookPath(filepath.Join(home, ".cache/cfsboot/cfsctl/bin/cfsctl"))
-	if err != nil {
+	tool := cfsctl.Lookup(t)
+	if tool == "" {
 		return
 	}
 	for _, args := range [][]string{{"fsck"}, {"oci", "fsck"}} {

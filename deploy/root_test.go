@@ -18,6 +18,7 @@ import (
 	"github.com/cfsboot/cfsboot/deploy/install"
 	"github.com/cfsboot/cfsboot/internal/durable"
 	"github.com/cfsboot/cfsboot/internal/mnt"
+	"github.com/cfsboot/cfsboot/internal/testutil/roottest"
 	"github.com/cfsboot/cfsboot/repo/oci/ocitest"
 )
 
@@ -39,7 +40,7 @@ func realWorld(t *testing.T, size int64) *world {
 	if out, err := exec.CommandContext(t.Context(), "mkfs.vfat", image).CombinedOutput(); err != nil {
 		t.Fatalf("mkfs.vfat: %v\n%s", err, out)
 	}
-	m, err := mnt.FAT(loopDevice(t, image))
+	m, err := mnt.FAT(roottest.LoopDevice(t, image))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -52,37 +53,6 @@ func realWorld(t *testing.T, size int64) *world {
 		t: t, root: realDisk{t, root}, fat: realDisk{t, fmt.Sprintf("/proc/self/fd/%d", m.File().Fd())}, running: t.TempDir(),
 		systemd: &fakeSystemd{}, clock: &clock{time.Date(2026, 11, 25, 10, 0, 0, 0, time.UTC)}, verity: true,
 	}
-}
-
-// loopDevice attaches a file to a free loop device.
-func loopDevice(t *testing.T, file string) string {
-	t.Helper()
-	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer control.Close()
-	n, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
-	if err != nil {
-		t.Fatal(err)
-	}
-	device := fmt.Sprintf("/dev/loop%d", n)
-	loop, err := os.OpenFile(device, os.O_RDWR, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = loop.Close() })
-	back, err := os.OpenFile(file, os.O_RDWR, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer back.Close()
-	if err := unix.IoctlLoopConfigure(int(loop.Fd()), &unix.LoopConfig{
-		Fd: uint32(back.Fd()), Info: unix.LoopInfo64{Flags: unix.LO_FLAGS_AUTOCLEAR},
-	}); err != nil {
-		t.Fatal(err)
-	}
-	return device
 }
 
 func TestRootLifecycle(t *testing.T) { lifecycle(t, realWorld(t, 64<<20)) }
@@ -252,7 +222,7 @@ func TestRootSmallBlocks(t *testing.T) {
 	if out, err := exec.CommandContext(t.Context(), "mkfs.ext4", "-q", "-b", "1024", "-O", "verity", image).CombinedOutput(); err != nil {
 		t.Fatalf("mkfs.ext4: %v\n%s", err, out)
 	}
-	must(t, unix.Mount(loopDevice(t, image), point, "ext4", 0, ""))
+	must(t, unix.Mount(roottest.LoopDevice(t, image), point, "ext4", 0, ""))
 	defer func() { must(t, unix.Unmount(point, unix.MNT_DETACH)) }()
 	w.root = realDisk{t, point}
 	var refused *deploy.RefusedError
@@ -346,7 +316,7 @@ func TestRootFullDisk(t *testing.T) {
 			if out, err := exec.CommandContext(t.Context(), "mkfs.ext4", "-q", "-b", "4096", "-O", "verity", image).CombinedOutput(); err != nil {
 				t.Fatalf("mkfs.ext4: %v\n%s", err, out)
 			}
-			must(t, unix.Mount(loopDevice(t, image), point, "ext4", 0, ""))
+			must(t, unix.Mount(roottest.LoopDevice(t, image), point, "ext4", 0, ""))
 			t.Cleanup(func() { _ = unix.Unmount(point, unix.MNT_DETACH) })
 			w.root = realDisk{t, point}
 			w.configure("keep = 9\n")

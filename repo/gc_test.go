@@ -13,6 +13,7 @@ import (
 
 	"github.com/cfsboot/cfsboot/fsverity"
 	"github.com/cfsboot/cfsboot/internal/durable/durabletest"
+	"github.com/cfsboot/cfsboot/internal/testutil/cfsctl"
 	"github.com/cfsboot/cfsboot/repo"
 )
 
@@ -326,7 +327,7 @@ func TestCollectSurvivesEveryFault(t *testing.T) {
 
 // TestOracleCollect: what we leave is sound to cfsctl, and it finds nothing more to remove.
 func TestOracleCollect(t *testing.T) {
-	tool := cfsctl(t)
+	tool := cfsctl.Find(t)
 	s := stock(t, newRepo(t))
 	if _, err := s.r.Collect(t.Context(), repo.CollectOptions{}); err != nil {
 		t.Fatal(err)

@@ -9,25 +9,10 @@ import (
 	"testing"
 
 	"github.com/cfsboot/cfsboot/fsverity"
+	"github.com/cfsboot/cfsboot/internal/testutil/cfsctl"
 	"github.com/cfsboot/cfsboot/repo"
 	"github.com/cfsboot/cfsboot/repo/splitstream"
 )
-
-// cfsctl returns the program of composefs-rs, the peer.
-func cfsctl(t *testing.T) string {
-	t.Helper()
-	home, _ := os.UserHomeDir()
-	for _, name := range []string{"cfsctl", filepath.Join(home, ".cache/cfsboot/cfsctl/bin/cfsctl")} {
-		if path, err := exec.LookPath(name); err == nil {
-			return path
-		}
-	}
-	if os.Getenv("CFSBOOT_REQUIRE_CFSCTL") == "1" {
-		t.Fatal("cfsctl is required and neither in PATH nor in ~/.cache/cfsboot/cfsctl/bin")
-	}
-	t.Skip("cfsctl is neither in PATH nor in ~/.cache/cfsboot/cfsctl/bin")
-	return ""
-}
 
 func run(t *testing.T, stdin []byte, name string, args ...string) string {
 	t.Helper()
@@ -44,7 +29,7 @@ func run(t *testing.T, stdin []byte, name string, args ...string) string {
 // TestOracleReadsOurs: cfsctl opens our repository, finds nothing wrong with it,
 // reassembles our streams and collects nothing that a ref holds.
 func TestOracleReadsOurs(t *testing.T) {
-	tool := cfsctl(t)
+	tool := cfsctl.Find(t)
 	for _, a := range []fsverity.Algorithm{fsverity.SHA256, fsverity.SHA512} {
 		t.Run(a.Name(), func(t *testing.T) {
 			ctx := t.Context()
@@ -105,7 +90,7 @@ func TestOracleReadsOurs(t *testing.T) {
 
 // TestOracleInit: the peer writes the same meta.json, and each accepts the other's.
 func TestOracleInit(t *testing.T) {
-	tool := cfsctl(t)
+	tool := cfsctl.Find(t)
 	for _, a := range []fsverity.Algorithm{fsverity.SHA256, fsverity.SHA512} {
 		path := filepath.Join(t.TempDir(), "theirs")
 		run(t, nil, tool, "--insecure", "--repo", path, "init", "--algorithm", a.String())
@@ -123,7 +108,7 @@ func TestOracleInit(t *testing.T) {
 
 // TestOracleWritesOurs: we read what cfsctl has put into a repository of ours.
 func TestOracleWritesOurs(t *testing.T) {
-	tool := cfsctl(t)
+	tool := cfsctl.Find(t)
 	ctx := t.Context()
 	r := newRepo(t)
 	source := t.TempDir()

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cfsboot/cfsboot/internal/mnt"
+	"github.com/cfsboot/cfsboot/internal/testutil/roottest"
 )
 
 // TestRootFAT mounts a FAT file system twice, for one process each: what one
@@ -28,7 +29,7 @@ func TestRootFAT(t *testing.T) {
 	if out, err := exec.CommandContext(t.Context(), "mkfs.vfat", "-F", "32", image).CombinedOutput(); err != nil {
 		t.Fatalf("mkfs.vfat: %v\n%s", err, out)
 	}
-	device := loopDevice(t, image)
+	device := roottest.LoopDevice(t, image)
 	for n := range 2 {
 		m, err := mnt.FAT(device)
 		if err != nil {
@@ -54,35 +55,4 @@ func TestRootFAT(t *testing.T) {
 	if _, err := mnt.FAT("/dev/null"); err == nil {
 		t.Error("/dev/null is mounted")
 	}
-}
-
-// loopDevice attaches a file to a free loop device.
-func loopDevice(t *testing.T, file string) string {
-	t.Helper()
-	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
-	if err != nil {
-		t.Skipf("no loop devices: %v", err)
-	}
-	defer control.Close()
-	n, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
-	if err != nil {
-		t.Skipf("no free loop device: %v", err)
-	}
-	device := fmt.Sprintf("/dev/loop%d", n)
-	loop, err := os.OpenFile(device, os.O_RDWR, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = loop.Close() })
-	back, err := os.OpenFile(file, os.O_RDWR, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer back.Close()
-	if err := unix.IoctlLoopConfigure(int(loop.Fd()), &unix.LoopConfig{
-		Fd: uint32(back.Fd()), Info: unix.LoopInfo64{Flags: unix.LO_FLAGS_AUTOCLEAR},
-	}); err != nil {
-		t.Fatal(err)
-	}
-	return device
 }

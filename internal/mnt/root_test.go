@@ -16,18 +16,8 @@ import (
 	"github.com/cfsboot/cfsboot/erofs/tree"
 	"github.com/cfsboot/cfsboot/fsverity"
 	"github.com/cfsboot/cfsboot/internal/mnt"
+	"github.com/cfsboot/cfsboot/internal/testutil/roottest"
 )
-
-// needKernel skips unless the test runs as root on a kernel with fs-verity and EROFS on regular files.
-func needKernel(t *testing.T) {
-	t.Helper()
-	if os.Getenv("CFSBOOT_ROOT_TESTS") != "1" {
-		t.Skip("needs root, mounts and fs-verity: CFSBOOT_ROOT_TESTS is not 1")
-	}
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SHARED, ""); err != nil {
-		t.Fatalf("make / shared: %v", err)
-	}
-}
 
 func must(t *testing.T, err error) {
 	t.Helper()
@@ -83,7 +73,7 @@ func below(t *testing.T, dir string) []mnt.Info {
 // TestRootComposefs mounts with both spellings of the layers, and below a path that is longer than the kernel takes
 // and has the characters that are syntax in it.
 func TestRootComposefs(t *testing.T) {
-	needKernel(t)
+	roottest.NeedKernel(t)
 	for _, joined := range []bool{false, true} {
 		for name, sub := range map[string]string{"plain path": "m", "odd path": `m:a\b,c` + strings.Repeat("x", 240) + "/" + strings.Repeat("y", 240)} {
 			t.Run(fmt.Sprintf("joined=%v, %s", joined, name), func(t *testing.T) {
@@ -113,7 +103,7 @@ func TestRootComposefs(t *testing.T) {
 
 // TestRootComposefsThroughLink: a target that is a link means the directory it leads to, for every step.
 func TestRootComposefsThroughLink(t *testing.T) {
-	needKernel(t)
+	roottest.NeedKernel(t)
 	dir := t.TempDir()
 	image, objects := store(t, dir)
 	must(t, os.Mkdir(dir+"/m", 0o755))
@@ -127,7 +117,7 @@ func TestRootComposefsThroughLink(t *testing.T) {
 
 // TestRootVerity: what verity=require is for.
 func TestRootVerity(t *testing.T) {
-	needKernel(t)
+	roottest.NeedKernel(t)
 	for _, verity := range []bool{true, false} {
 		dir := t.TempDir()
 		image, objects := store(t, dir)
@@ -146,7 +136,7 @@ func TestRootVerity(t *testing.T) {
 
 // TestRootComposefsFails: nothing is left at the target, and the error says what is wrong.
 func TestRootComposefsFails(t *testing.T) {
-	needKernel(t)
+	roottest.NeedKernel(t)
 	dir := t.TempDir()
 	image, objects := store(t, dir)
 	must(t, os.Mkdir(dir+"/m", 0o755))
@@ -181,7 +171,7 @@ func TestRootComposefsFails(t *testing.T) {
 
 // TestRootKernelMessages: what the kernel says about an option is part of the error.
 func TestRootKernelMessages(t *testing.T) {
-	needKernel(t)
+	roottest.NeedKernel(t)
 	dir := t.TempDir()
 	must(t, os.MkdirAll(dir+"/lower", 0o755))
 	must(t, os.MkdirAll(dir+"/upper/work", 0o755))
@@ -198,7 +188,7 @@ func TestRootKernelMessages(t *testing.T) {
 
 // TestRootMountRoundTrip covers clone, attach, attributes, propagation, move and detach.
 func TestRootMountRoundTrip(t *testing.T) {
-	needKernel(t)
+	roottest.NeedKernel(t)
 	dir := t.TempDir()
 	for _, d := range []string{"private", "target", "source/sub"} {
 		must(t, os.MkdirAll(filepath.Join(dir, d), 0o755))
@@ -257,7 +247,7 @@ func TestRootMountRoundTrip(t *testing.T) {
 // TestRootPrivateWritable: the copy is writable, the mount that everybody sees is not, and a read-only file system
 // stays one.
 func TestRootPrivateWritable(t *testing.T) {
-	needKernel(t)
+	roottest.NeedKernel(t)
 	dir := t.TempDir()
 	must(t, os.MkdirAll(dir+"/fs/sub", 0o755))
 	must(t, mnt.PrivateDir(dir+"/fs"))

@@ -5,9 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -17,6 +15,7 @@ import (
 
 	"github.com/cfsboot/cfsboot/fsverity"
 	"github.com/cfsboot/cfsboot/internal/progress"
+	"github.com/cfsboot/cfsboot/internal/testutil/cfsctl"
 	"github.com/cfsboot/cfsboot/internal/testutil/recipes"
 	"github.com/cfsboot/cfsboot/internal/testutil/repotest"
 	"github.com/cfsboot/cfsboot/keyring"
@@ -26,29 +25,14 @@ import (
 	"github.com/cfsboot/cfsboot/repo/remote"
 )
 
-// cfsctl runs the program of composefs-rs on a repository.
-type cfsctl struct {
+// peer runs the program of composefs-rs on a repository.
+type peer struct {
 	t    *testing.T
 	path string
 	repo string
 }
 
-func findCfsctl(t *testing.T) string {
-	t.Helper()
-	home, _ := os.UserHomeDir()
-	for _, name := range []string{"cfsctl", filepath.Join(home, ".cache/cfsboot/cfsctl/bin/cfsctl")} {
-		if path, err := exec.LookPath(name); err == nil {
-			return path
-		}
-	}
-	if os.Getenv("CFSBOOT_REQUIRE_CFSCTL") == "1" {
-		t.Fatal("cfsctl is required and neither in PATH nor in ~/.cache/cfsboot/cfsctl/bin")
-	}
-	t.Skip("cfsctl is neither in PATH nor in ~/.cache/cfsboot/cfsctl/bin")
-	return ""
-}
-
-func (c cfsctl) run(args ...string) (string, error) {
+func (c peer) run(args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(c.t.Context(), time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, c.path, append([]string{"--repo", c.repo}, args...)...)
@@ -62,7 +46,7 @@ func (c cfsctl) run(args ...string) (string, error) {
 	return out.String(), err
 }
 
-func (c cfsctl) must(args ...string) string {
+func (c peer) must(args ...string) string {
 	c.t.Helper()
 	out, err := c.run(args...)
 	if err != nil {
@@ -86,12 +70,12 @@ func pullLayout(t *testing.T, r *repo.Repository, dir, name string) (*pull.Resul
 // our images, and each program reuses and extends what the other one stored, with
 // the same image IDs.
 func TestOracle(t *testing.T) {
-	tool := findCfsctl(t)
+	tool := cfsctl.Find(t)
 	for _, a := range []fsverity.Algorithm{fsverity.SHA256, fsverity.SHA512} {
 		t.Run(a.Name(), func(t *testing.T) {
 			ours, theirs := repotest.New(t, a), t.TempDir()
-			o := cfsctl{t, tool, ours.Path()}
-			p := cfsctl{t, tool, theirs}
+			o := peer{t, tool, ours.Path()}
+			p := peer{t, tool, theirs}
 			p.must("init", "--insecure", "--algorithm", "fsverity-"+a.Name()+"-12", theirs)
 			names := 0
 			for _, c := range recipes.All(t) {
@@ -137,7 +121,7 @@ func TestOracle(t *testing.T) {
 }
 
 // sameListing compares `oci images --json` of cfsctl with our listing.
-func sameListing(t *testing.T, c cfsctl, r *repo.Repository, want int) {
+func sameListing(t *testing.T, c peer, r *repo.Repository, want int) {
 	t.Helper()
 	var theirs struct {
 		Images []oci.Summary `json:"images"`
@@ -166,7 +150,7 @@ type inspected struct {
 	Boot             string `json:"composefs_boot_erofs"`
 }
 
-func inspect(t *testing.T, c cfsctl, name string) inspected {
+func inspect(t *testing.T, c peer, name string) inspected {
 	t.Helper()
 	var in inspected
 	if err := json.Unmarshal([]byte(c.must("oci", "inspect", name)), &in); err != nil {
@@ -178,14 +162,14 @@ func inspect(t *testing.T, c cfsctl, name string) inspected {
 // TestOracleTakesTurns: we pull into a repository that cfsctl filled, and cfsctl
 // into one of ours.
 func TestOracleTakesTurns(t *testing.T) {
-	tool := findCfsctl(t)
+	tool := cfsctl.Find(t)
 	img := bootable(t)
 	dir := t.TempDir()
 	if err := img.WriteLayout(dir, ""); err != nil {
 		t.Fatal(err)
 	}
 	r := repotest.New(t, fsverity.SHA512)
-	c := cfsctl{t, tool, r.Path()}
+	c := peer{t, tool, r.Path()}
 	c.must("oci", "pull", "oci:"+dir, "theirs")
 	var said []string
 	src, err := remote.Open(t.Context(), "oci:"+dir, remote.Options{Platform: amd64})
