@@ -8,8 +8,6 @@ import (
 	"syscall"
 	"testing"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/cfsboot/cfsboot/deploy"
 )
 
@@ -44,13 +42,9 @@ func TestIdentitySurvivesEveryFault(t *testing.T) {
 		},
 	}
 	calls := countCalls(t, tc, base)
-	stride := max(1, calls/25)
-	if os.Getenv("CFSBOOT_CRASH_ALL") == "1" {
-		stride = 1
-	}
-	for n := 0; n < calls; n += stride {
-		for mode, k := range []*killer{{at: n, err: unix.EIO}, {at: n}, {at: n, after: true}} {
-			crashOnce(t, tc, base, k, uint64(n*3+mode))
+	for n := 0; n < calls; n += sampled(calls, 25) {
+		for mode, f := range faults {
+			crashOnce(t, tc, base, f.at(n), uint64(n*len(faults)+mode))
 		}
 	}
 }

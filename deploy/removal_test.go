@@ -1092,12 +1092,9 @@ func TestRemovalSurvivesEveryFault(t *testing.T) {
 		count := base.copy()
 		count.killer = &killer{at: -1}
 		must(t, tc.run(count))
-		stride := max(1, count.killer.n/16)
-		if os.Getenv("CFSBOOT_CRASH_ALL") == "1" {
-			stride = 1
-		}
-		for n := 0; n < count.killer.n; n += stride {
-			for mode, k := range []*killer{{at: n, err: unix.EIO}, {at: n, err: unix.ENOSPC}, {at: n}, {at: n, after: true}} {
+		for n := 0; n < count.killer.n; n += sampled(count.killer.n, 16) {
+			for mode, f := range faults {
+				k := f.at(n)
 				w := base.copy()
 				w.killer = k
 				err := tc.run(w)
@@ -1105,7 +1102,7 @@ func TestRemovalSurvivesEveryFault(t *testing.T) {
 					continue
 				}
 				t.Run(fmt.Sprintf("%s %d mode %d %s", tc.name, n, mode, k.op), func(t *testing.T) {
-					after := w.powerCut(uint64(n*4 + mode))
+					after := w.powerCut(uint64(n*len(faults) + mode))
 					after.t = t
 					if got := after.boot(); got != ids[2] {
 						t.Fatalf("booted %s", short(got))
