@@ -446,3 +446,67 @@ func TestPayloadOfAnotherType(t *testing.T) {
 		}
 	}
 }
+
+// TestPartsGone: a part of the machine without which nothing can be changed is gone.
+// Every command says which; the rest of the machine is left as it is.
+func TestPartsGone(t *testing.T) {
+	t.Parallel()
+	away := func(name string) func(w *world) {
+		return func(w *world) {
+			must(t, os.Rename(filepath.Join(w.root.Path(), name), filepath.Join(w.root.Path(), "away")))
+			w.changed()
+		}
+	}
+	for name, x := range map[string]struct {
+		damage                 func(w *world)
+		code, text, problem    string
+		unmounted, checksStill bool
+	}{
+		"journal": {damage: away(record.JournalDir), code: deploy.CodeNoJournal, text: "journal", problem: deploy.ProblemJournal},
+		"a file as journal": {damage: func(w *world) {
+			away(record.JournalDir)(w)
+			must(t, os.WriteFile(filepath.Join(w.root.Path(), record.JournalDir), nil, 0o644))
+			w.changed()
+		}, code: deploy.CodeNoJournal, text: "journal", problem: deploy.ProblemJournal},
+		"own state":  {damage: away("state/cfsboot"), code: deploy.CodeNoJournal, text: "journal", problem: deploy.ProblemJournal},
+		"all state":  {damage: away("state"), code: deploy.CodeNotManaged, text: "not installed by cfsboot", problem: deploy.ProblemJournal},
+		"repository": {damage: away("composefs"), code: deploy.CodeNoRepository, text: "the repository of this machine, which holds its images, is gone", problem: deploy.ProblemRepository, checksStill: true},
+		"a file as repository": {damage: func(w *world) {
+			away("composefs")(w)
+			must(t, os.WriteFile(filepath.Join(w.root.Path(), "composefs"), nil, 0o644))
+			w.changed()
+		}, code: deploy.CodeNoRepository, text: "is gone", problem: deploy.ProblemRepository, checksStill: true},
+		"root file system":             {damage: func(*world) {}, unmounted: true, code: deploy.CodeNoSysroot, text: "(device 254:2) is not mounted at", problem: deploy.ProblemSysroot},
+		"mount point of the root, too": {damage: func(w *world) { must(t, os.RemoveAll(filepath.Join(w.running, "sysroot"))) }, unmounted: true, code: deploy.CodeNoSysroot, text: "is not mounted at", problem: deploy.ProblemSysroot},
+	} {
+		w := newWorld(t)
+		ids := w.releases(release(t, "1"), release(t, "2"))
+		must(t, settled(w.upgrade(release(t, "3"))))
+		must(t, os.MkdirAll(filepath.Join(w.running, "sysroot"), 0o755))
+		x.damage(w)
+		w.unmounted = x.unmounted
+		all := opening(w)
+		if !x.checksStill {
+			all["check"] = func() error {
+				_, err := deploy.Check(t.Context(), deploy.CheckOptions{Options: w.options(), PullOptions: w.pull()})
+				return err
+			}
+		}
+		for command, run := range all {
+			err := run()
+			var refused *deploy.RefusedError
+			if !errors.As(err, &refused) || refused.Code != x.code || !strings.Contains(err.Error(), x.text) {
+				t.Errorf("%s: %s: got %v, want refusal %s: %s", name, command, err, x.code, x.text)
+			}
+			if command != "review" { // which tries something before
+				oneLine(t, err)
+			}
+		}
+		if got := w.told(x.problem); len(got) != 1 {
+			t.Errorf("%s: status %q", name, got)
+		}
+		if first := entriesOf(t, w)[0].ImageID(); first != ids[1] {
+			t.Errorf("%s: the menu begins with %s", name, short(first))
+		}
+	}
+}

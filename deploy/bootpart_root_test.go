@@ -118,9 +118,9 @@ func opening(w *world) map[string]func() error {
 		"dry gc": func() error {
 			return removed(deploy.GC(w.t.Context(), deploy.GCOptions{Options: w.options(), DryRun: true}))
 		},
-		"delete":  func() error { return removed(w.delete("abcd")) },
-		"resume":  func() error { _, err := w.resume(); return err },
-		"reviews": func() error { _, err := deploy.ReviewBoots(w.t.Context(), w.options()); return err },
+		"delete": func() error { return removed(w.delete("abcd")) },
+		"resume": func() error { _, err := w.resume(); return err },
+		"review": func() error { _, err := deploy.ReviewBoots(w.t.Context(), w.options()); return err },
 	}
 	for name, run := range verbs(w.tag, w.tag) {
 		out[name] = func() error { return run(w) }

@@ -104,6 +104,9 @@ func readFacts(o Options) (Facts, error) {
 		return Facts{}, refuse(CodeNotManaged, "this machine was not booted by cfsboot: it has no %s%s", record.BootedPath, problemText(r.in.Problems))
 	}
 	r.readTop()
+	if r.refused != nil {
+		return Facts{}, r.refused
+	}
 	if !r.in.Journal {
 		return Facts{}, refuse(CodeNotManaged, "the journal of this machine cannot be read%s", problemText(r.in.Problems))
 	}

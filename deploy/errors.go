@@ -13,33 +13,36 @@ var ErrNothingToDo = errors.New("nothing to do")
 
 // Codes of RefusedError.
 const (
-	CodeNotManaged = "not-managed" // this machine was not installed by cfsboot
-	CodeInstalled  = "installed"   // the target holds an installation already
-	CodeNoVerity   = "no-verity"   // no fs-verity and not allowed to do without
-	CodeImage      = "image"       // the image cannot be booted
-	CodeTarget     = "target"      // the place cannot be installed to
-	CodeReadOnly   = "read-only"   // nothing can be written
-	CodeUnknown    = "unknown-id"  // no such deployment
-	CodeNoRollback = "no-rollback" // there is nothing to go back to
-	CodeFailed     = "failed-boot" // the deployment did not boot before
-	CodeNoESP      = "no-esp"      // no boot partition found
-	CodeBadESP     = "bad-esp"     // the boot partition cannot be read
-	CodeKarg       = "karg"        // a kernel argument that must not be given
-	CodeInUse      = "in-use"      // the disk is used by somebody
-	CodeNotEmpty   = "not-empty"   // the disk holds something that must not be destroyed
-	CodeIncomplete = "incomplete"  // the disk holds an installation that was interrupted
-	CodeTwins      = "two-disks"   // a copy of the root's disk is attached
-	CodeIdentity   = "identity"    // no name for a machine, or no public keys
-	CodeNoRegistry = "no-registry" // the machine follows nothing that is in a registry
-	CodeNoRecord   = "no-record"   // nobody knows what a deployment is
-	CodeNoState    = "no-state"    // the state of a deployment, without which it cannot boot, is gone
-	CodeNotStaged  = "not-staged"  // no deployment is staged
-	CodeSequence   = "sequence"    // the sequence numbers of boot entries are used up
-	CodeBooted     = "booted"      // the deployment runs
-	CodeStaged     = "staged"      // the deployment is staged
-	CodeLast       = "last-good"   // no other deployment is known to boot
-	CodeEntries    = "entries"     // the boot partition does not show what the journal says
-	CodeRoots      = "gc-roots"    // what runs is not in the repository
+	CodeNotManaged   = "not-managed"   // this machine was not installed by cfsboot
+	CodeInstalled    = "installed"     // the target holds an installation already
+	CodeNoVerity     = "no-verity"     // no fs-verity and not allowed to do without
+	CodeImage        = "image"         // the image cannot be booted
+	CodeTarget       = "target"        // the place cannot be installed to
+	CodeReadOnly     = "read-only"     // nothing can be written
+	CodeUnknown      = "unknown-id"    // no such deployment
+	CodeNoRollback   = "no-rollback"   // there is nothing to go back to
+	CodeFailed       = "failed-boot"   // the deployment did not boot before
+	CodeNoESP        = "no-esp"        // no boot partition found
+	CodeBadESP       = "bad-esp"       // the boot partition cannot be read
+	CodeNoSysroot    = "no-sysroot"    // the root file system is not mounted
+	CodeNoJournal    = "no-journal"    // the journal is gone
+	CodeNoRepository = "no-repository" // the repository is gone
+	CodeKarg         = "karg"          // a kernel argument that must not be given
+	CodeInUse        = "in-use"        // the disk is used by somebody
+	CodeNotEmpty     = "not-empty"     // the disk holds something that must not be destroyed
+	CodeIncomplete   = "incomplete"    // the disk holds an installation that was interrupted
+	CodeTwins        = "two-disks"     // a copy of the root's disk is attached
+	CodeIdentity     = "identity"      // no name for a machine, or no public keys
+	CodeNoRegistry   = "no-registry"   // the machine follows nothing that is in a registry
+	CodeNoRecord     = "no-record"     // nobody knows what a deployment is
+	CodeNoState      = "no-state"      // the state of a deployment, without which it cannot boot, is gone
+	CodeNotStaged    = "not-staged"    // no deployment is staged
+	CodeSequence     = "sequence"      // the sequence numbers of boot entries are used up
+	CodeBooted       = "booted"        // the deployment runs
+	CodeStaged       = "staged"        // the deployment is staged
+	CodeLast         = "last-good"     // no other deployment is known to boot
+	CodeEntries      = "entries"       // the boot partition does not show what the journal says
+	CodeRoots        = "gc-roots"      // what runs is not in the repository
 )
 
 // RefusedError is a refusal by rule, made before anything was changed. Where room

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"path/filepath"
 	"os"
 	"slices"
 
@@ -90,8 +91,8 @@ func open(ctx context.Context, o Options, then func(*machine) error, failed func
 	if err := m.openTop(); err != nil {
 		return nil, err
 	}
-	if _, err := bootlog.ReadJournal(m.top); errors.Is(err, record.ErrNoJournal) {
-		return nil, refuse(CodeNotManaged, "this machine was not installed by cfsboot: %s has no %s", m.top.Path(), record.JournalDir)
+	if err := checkJournal(m.top, booted); err != nil {
+		return nil, err
 	}
 	if err := m.start(ctx, repo.Options{RequireVerity: booted.Secure, LockWait: m.LockWait, Space: m.repoSpace, Logger: m.Logger}); err != nil {
 		return nil, err
@@ -110,6 +111,11 @@ func (m *machine) openTop() error {
 		return writable(m.top)
 	}
 	path := m.path("/sysroot")
+	if b := m.facts.Booted; b != nil {
+		if err := checkSysroot(path, b); err != nil {
+			return err
+		}
+	}
 	dir, err := openWritable(path)
 	if err != nil {
 		return err
@@ -117,6 +123,43 @@ func (m *machine) openTop() error {
 	m.onClose(dir.Close)
 	m.top = dir
 	return writable(m.top)
+}
+
+// checkSysroot finds out whether path is without the root file system of a machine
+// that was booted by cfsboot. What has a journal is it.
+func checkSysroot(path string, booted *record.Booted) error {
+	var st unix.Stat_t
+	err := unix.Stat(path, &st)
+	if err == nil {
+		err = unix.Access(filepath.Join(path, record.JournalDir), unix.F_OK)
+		if dev := fmt.Sprintf("%d:%d", unix.Major(st.Dev), unix.Minor(st.Dev)); dev == booted.Sysroot.Dev {
+			return nil
+		}
+	}
+	if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) {
+		return nil // there, or what comes next says it
+	}
+	return refuse(CodeNoSysroot, "the root file system of this machine (device %s) is not mounted at %s", booted.Sysroot.Dev, path)
+}
+
+// checkJournal finds out whether there is a journal below the top of the root file
+// system, and if not, what that means.
+func checkJournal(top *durable.Dir, booted *record.Booted) error {
+	_, err := bootlog.ReadJournal(top)
+	if !errors.Is(err, record.ErrNoJournal) && !errors.Is(err, unix.ENOTDIR) {
+		return nil // also if it is damaged: opening it says how
+	}
+	ours, err := top.Exists(stateTop)
+	if !ours && err == nil {
+		ours, err = top.Exists(stateOf(booted.Digest) + "/" + record.DeploymentName)
+	}
+	switch {
+	case err != nil:
+		return err
+	case ours:
+		return refuse(CodeNoJournal, "the journal %s/%s is gone, so it is not known what is deployed; the machine boots what its boot entries name", top.Path(), record.JournalDir)
+	}
+	return refuse(CodeNotManaged, "this machine was not installed by cfsboot: %s has no %s", top.Path(), record.JournalDir)
 }
 
 // openWritable opens a private writable copy of the mount at path.
@@ -166,14 +209,22 @@ func (m *machine) start(ctx context.Context, o repo.Options) error {
 	m.onClose(func() error { m.journal.close(); return nil })
 	dir, err := m.top.Sub(repoDir)
 	if err != nil {
-		return fmt.Errorf("open repository: %w", err)
+		return m.noRepository(err)
 	}
 	m.onClose(dir.Close)
 	if m.repo, err = repo.Open(ctx, dir, o); err != nil {
-		return err
+		return m.noRepository(err)
 	}
 	m.onClose(m.repo.Close)
 	return m.repo.Writable()
+}
+
+// noRepository makes a *RefusedError of an error that the repository is not there.
+func (m *machine) noRepository(err error) error {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+		return &RefusedError{Code: CodeNoRepository, Detail: "the repository of this machine, which holds its images, is gone", Err: err}
+	}
+	return fmt.Errorf("open repository: %w", err)
 }
 
 // look reads the facts again after something was changed.

@@ -39,7 +39,8 @@ func ReadStatus(_ context.Context, o Options) Status {
 
 type statusReader struct {
 	Options
-	in StatusInput
+	in      StatusInput
+	refused error // by whatever needs a journal: why there is none to be read
 }
 
 func (r *statusReader) problem(code, hint string, err error) {
@@ -104,6 +105,13 @@ func (r *statusReader) readTop() {
 	top := r.Sysroot
 	if top == nil {
 		var err error
+		if b := r.in.Booted; b != nil {
+			if err := checkSysroot(r.path("/sysroot"), b); err != nil {
+				r.problem(ProblemSysroot, "", err)
+				r.refused = err
+				return
+			}
+		}
 		top, err = durable.OpenDir(r.path("/sysroot"))
 		if errors.Is(err, fs.ErrNotExist) && r.in.Booted == nil {
 			return
@@ -124,6 +132,11 @@ func (r *statusReader) readTop() {
 	case errors.Is(err, record.ErrNoJournal) && r.in.Booted == nil:
 		return
 	default:
+		if b := r.in.Booted; b != nil {
+			if r.refused = checkJournal(top, b); r.refused != nil {
+				err = r.refused
+			}
+		}
 		r.problem(ProblemJournal, hintRoot(err), err)
 	}
 	if st, err := top.Lstat(repoDir); err != nil {

@@ -177,6 +177,7 @@ type world struct {
 	// identity is what installations are given.
 	keys, hostname string
 	limit          int64  // size of the boot partition, bytes; 0: that of the file system below
+	unmounted      bool   // nothing is at /sysroot
 	search         bool   // commands find the boot partition by themselves, in the real /sys
 	sysroot        string // "major:minor" of the root file system that runs; "": some
 	disk           int64  // size of the root file system, bytes; 0: that of the file system below
@@ -227,6 +228,9 @@ func (w *world) options() deploy.Options {
 	o := deploy.Options{
 		Root: w.running, Sysroot: root, ESP: fat, Vars: silentVars{}, Systemd: w.systemd, Clock: w.clock,
 		LockWait: 2 * time.Second, // a program that another test starts has the lock between fork and exec
+	}
+	if w.unmounted {
+		o.Sysroot = nil
 	}
 	if w.limit > 0 {
 		limit, path := w.limit, w.fat.Path()
