@@ -337,7 +337,7 @@ const (
 	ProblemDeployment  = "deployment-record"  // a deployment.json cannot be read
 	ProblemESP         = "boot-partition"     // boot entries cannot be read
 	ProblemTwins       = "two-disks"          // a copy of the root's disk, or of its file system, is attached
-	ProblemEntry       = "boot-entry"         // one of our entries cannot be read or is missing
+	ProblemEntry       = "boot-entry"         // an entry cannot be read, or one of ours is missing
 	ProblemUnknown     = "boot-entry-unknown" // an entry of ours that the journal does not know
 	ProblemForeign     = "foreign-default"    // an entry of somebody else is what boots next
 	ProblemFallback    = "fallback"           // the loader fell back to an older deployment
