@@ -15,6 +15,7 @@ import (
 
 	"github.com/cfsboot/cfsboot/deploy/esp"
 	"github.com/cfsboot/cfsboot/deploy/install"
+	"github.com/cfsboot/cfsboot/deploy/install/disk"
 	"github.com/cfsboot/cfsboot/internal/durable"
 	"github.com/cfsboot/cfsboot/internal/mnt"
 	"github.com/cfsboot/cfsboot/internal/progress"
@@ -25,14 +26,14 @@ import (
 // not used: they are what is made.
 type DiskOptions struct {
 	InstallOptions
-	ESPSize int64 // bytes, whole MiB; 0: install.DefaultESPSize
+	ESPSize int64 // bytes, whole MiB; 0: disk.DefaultESPSize
 	// Size makes a new file of so many bytes and installs to that. 0: the disk, or
 	// the file, is there.
 	Size int64
 	// Wipe destroys what is on the disk. A disk that is in use is refused all the
 	// same.
 	Wipe  bool
-	Tools install.Tools // nil: the programs of this machine
+	Tools disk.Tools // nil: the programs of this machine
 }
 
 // DiskChange is what InstallToDisk did.
@@ -73,7 +74,7 @@ type InstalledPartition struct {
 // those of Install.
 func InstallToDisk(ctx context.Context, path string, o DiskOptions) (_ *DiskChange, err error) {
 	if o.Tools == nil {
-		o.Tools = install.Programs{}
+		o.Tools = disk.Programs{}
 	}
 	o.Options = o.withDefaults()
 	if err := o.check(); err != nil {
@@ -82,23 +83,23 @@ func InstallToDisk(ctx context.Context, path string, o DiskOptions) (_ *DiskChan
 	if os.Geteuid() != 0 {
 		return nil, fmt.Errorf("divide and format %q: %w", path, fs.ErrPermission)
 	}
-	if err := install.CheckTools(o.Tools); err != nil {
+	if err := disk.CheckTools(o.Tools); err != nil {
 		return nil, err
 	}
-	disk, found, err := o.probe(ctx, path)
+	dev, found, err := o.probe(ctx, path)
 	if err != nil {
 		return nil, refuseDisk(err)
 	}
 	defer func() {
-		if disk != nil {
-			err = errors.Join(err, disk.Close())
+		if dev != nil {
+			err = errors.Join(err, dev.Close())
 		}
 	}()
 	arch := o.Platform.Architecture
 	if arch == "" {
 		arch = runtime.GOARCH
 	}
-	plan, err := install.PlanDisk(found, install.DiskOptions{ESPSize: o.ESPSize, Arch: arch, Wipe: o.Wipe})
+	plan, err := disk.MakePlan(found, disk.Options{ESPSize: o.ESPSize, Arch: arch, Wipe: o.Wipe})
 	if err != nil {
 		return nil, refuseDisk(err)
 	}
@@ -108,58 +109,58 @@ func InstallToDisk(ctx context.Context, path string, o DiskOptions) (_ *DiskChan
 	if err := o.checkImage(ctx, plan); err != nil {
 		return nil, err
 	}
-	if disk == nil {
-		if disk, err = makeFile(ctx, path, o.Size); err != nil {
+	if dev == nil {
+		if dev, err = makeFile(ctx, path, o.Size); err != nil {
 			return nil, err
 		}
 	}
-	return o.install(ctx, plan, disk, found.Size)
+	return o.install(ctx, plan, dev, found.Size)
 }
 
 // probe opens the disk, locks it and looks at it. For a file that is to be made
 // there is nothing to open.
-func (o DiskOptions) probe(ctx context.Context, path string) (*os.File, install.Disk, error) {
-	disk, err := install.Open(path)
+func (o DiskOptions) probe(ctx context.Context, path string) (*os.File, disk.Disk, error) {
+	dev, err := disk.Open(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist) && o.Size > 0:
 		if strings.HasPrefix(filepath.Clean(path), "/dev/") {
-			return nil, install.Disk{}, fmt.Errorf("%w: no file is made in /dev", err)
+			return nil, disk.Disk{}, fmt.Errorf("%w: no file is made in /dev", err)
 		}
-		return nil, install.Disk{Path: path, Regular: true, Size: o.Size, Sector: 512}, nil
+		return nil, disk.Disk{Path: path, Regular: true, Size: o.Size, Sector: 512}, nil
 	case err != nil:
-		return nil, install.Disk{}, err
+		return nil, disk.Disk{}, err
 	}
-	var d install.Disk
+	var d disk.Disk
 	if o.Size > 0 {
 		err = &install.TargetError{Path: path, Detail: "it is there, and a size is for a new file: leave --size out"}
 	}
 	if err == nil {
-		err = lockDisk(ctx, disk)
+		err = lockDisk(ctx, dev)
 	}
 	if err == nil {
-		d, err = install.Prober{Tools: o.Tools}.Probe(ctx, disk)
+		d, err = disk.Prober{Tools: o.Tools}.Probe(ctx, dev)
 	}
 	if err == nil && !d.Regular && len(d.InUse) == 0 {
-		err = install.Exclusive(path)
+		err = disk.Exclusive(path)
 	}
 	if err != nil {
-		return nil, d, errors.Join(err, disk.Close())
+		return nil, d, errors.Join(err, dev.Close())
 	}
-	return disk, d, nil
+	return dev, d, nil
 }
 
 // lockDisk takes the lock that udev and partitioning programs respect
 // (systemd.io/BLOCK_DEVICE_LOCKING). udev has it for moments.
-func lockDisk(ctx context.Context, disk *os.File) error {
+func lockDisk(ctx context.Context, dev *os.File) error {
 	for end := time.Now().Add(3 * time.Second); ; {
-		err := unix.Flock(int(disk.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		err := unix.Flock(int(dev.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		switch {
 		case err == nil:
 			return nil
 		case !errors.Is(err, unix.EWOULDBLOCK):
-			return &fs.PathError{Op: "lock", Path: disk.Name(), Err: err}
+			return &fs.PathError{Op: "lock", Path: dev.Name(), Err: err}
 		case time.Now().After(end):
-			return &repo.LockedError{Path: disk.Name(), Exclusive: true}
+			return &repo.LockedError{Path: dev.Name(), Exclusive: true}
 		}
 		select {
 		case <-ctx.Done():
@@ -171,8 +172,8 @@ func lockDisk(ctx context.Context, disk *os.File) error {
 
 // refuseDisk makes a *RefusedError of what install says about a disk.
 func refuseDisk(err error) error {
-	var inUse *install.InUseError
-	var full *install.NotEmptyError
+	var inUse *disk.InUseError
+	var full *disk.NotEmptyError
 	var target *install.TargetError
 	var arch *install.ArchError
 	switch {
@@ -201,9 +202,9 @@ func refuseTwins(err error) error {
 }
 
 // checkKernel finds out what the kernel lacks while the disk is still untouched.
-func checkKernel(d install.Disk, allowMissing bool) (noVerity bool, err error) {
+func checkKernel(d disk.Disk, allowMissing bool) (noVerity bool, err error) {
 	if d.Regular {
-		if err := install.CheckLoop(); err != nil {
+		if err := disk.CheckLoop(); err != nil {
 			return false, err
 		}
 	}
@@ -223,7 +224,7 @@ func checkKernel(d install.Disk, allowMissing bool) (noVerity bool, err error) {
 
 // checkImage asks for the image before the disk is written: it must be there, and
 // not be larger than the root partition as it is transferred already.
-func (o DiskOptions) checkImage(ctx context.Context, plan *install.DiskPlan) (err error) {
+func (o DiskOptions) checkImage(ctx context.Context, plan *disk.Plan) (err error) {
 	src, resolved, err := resolve(ctx, o.PullOptions, o.Image)
 	if err != nil {
 		return err
@@ -257,23 +258,23 @@ func makeFile(ctx context.Context, path string, size int64) (*os.File, error) {
 	if err := parent.Sync(); err != nil {
 		return nil, err
 	}
-	disk, err := install.Open(path)
+	dev, err := disk.Open(path)
 	if err != nil {
 		return nil, err
 	}
-	if err := lockDisk(ctx, disk); err != nil {
-		return nil, errors.Join(err, disk.Close())
+	if err := lockDisk(ctx, dev); err != nil {
+		return nil, errors.Join(err, dev.Close())
 	}
-	return disk, nil
+	return dev, nil
 }
 
 // install writes the disk.
-func (o DiskOptions) install(ctx context.Context, plan *install.DiskPlan, disk *os.File, size int64) (_ *DiskChange, err error) {
+func (o DiskOptions) install(ctx context.Context, plan *disk.Plan, dev *os.File, size int64) (_ *DiskChange, err error) {
 	for _, lost := range plan.Destroys {
 		o.say("destroying on %s: %s", plan.Path, lost)
 	}
 	o.say("dividing %s: EFI system partition of %s, root of %s", plan.Path, progress.FormatBytes(plan.ESPSize), progress.FormatBytes(plan.RootSize))
-	layout, err := plan.Divide(ctx, o.Tools, disk)
+	layout, err := plan.Divide(ctx, o.Tools, dev)
 	if err != nil {
 		return nil, err
 	}
@@ -291,7 +292,7 @@ func (o DiskOptions) install(ctx context.Context, plan *install.DiskPlan, disk *
 
 // installPartitions installs to both new file systems. They are mounted for this
 // process only, and not any more when it returns.
-func (o DiskOptions) installPartitions(ctx context.Context, l *install.Layout) (_ *Change, uuid string, err error) {
+func (o DiskOptions) installPartitions(ctx context.Context, l *disk.Layout) (_ *Change, uuid string, err error) {
 	open := func(mount func(string) (*mnt.Mount, error), device string) (*durable.Dir, error) {
 		m, err := mount(device)
 		if err != nil {

@@ -16,7 +16,7 @@ import (
 
 	"github.com/cfsboot/cfsboot/deploy"
 	"github.com/cfsboot/cfsboot/deploy/esp"
-	"github.com/cfsboot/cfsboot/deploy/install"
+	installdisk "github.com/cfsboot/cfsboot/deploy/install/disk"
 	"github.com/cfsboot/cfsboot/internal/durable"
 	"github.com/cfsboot/cfsboot/internal/mnt"
 	"github.com/cfsboot/cfsboot/internal/testutil/roottest"
@@ -127,10 +127,10 @@ func TestRootInstallToFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	parts := partitionsOf(t, file)
-	if len(parts) != 2 || parts[0].Type != esp.TypeESP || parts[1].Name != install.RootName {
+	if len(parts) != 2 || parts[0].Type != esp.TypeESP || parts[1].Name != installdisk.RootName {
 		t.Fatalf("partitions %+v", parts)
 	}
-	if c.Action != deploy.ActionArmed || len(c.Disk.Destroyed) != 0 || c.Disk.Root.PartUUID != parts[1].UUID || c.Disk.ESP.SizeBytes != install.DefaultESPSize(testDiskSize) {
+	if c.Action != deploy.ActionArmed || len(c.Disk.Destroyed) != 0 || c.Disk.Root.PartUUID != parts[1].UUID || c.Disk.ESP.SizeBytes != installdisk.DefaultESPSize(testDiskSize) {
 		t.Errorf("result %+v %+v", c.Change, c.Disk)
 	}
 	root := mounted(t, mnt.Ext4, file, parts[1])
@@ -273,7 +273,7 @@ func wantRefusal(t *testing.T, err error, code string, parts ...string) {
 
 // stopper are tools that end an installation at its n-th program that writes.
 type stopper struct {
-	install.Programs
+	installdisk.Programs
 	left int
 	err  error
 }
@@ -321,7 +321,7 @@ func TestRootInstallInterrupted(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if len(c.Disk.Destroyed) == 0 || partitionsOf(t, file)[1].Name != install.RootName {
+		if len(c.Disk.Destroyed) == 0 || partitionsOf(t, file)[1].Name != installdisk.RootName {
 			t.Errorf("after program %d: destroyed %q", n+1, c.Disk.Destroyed)
 		}
 	}
@@ -409,7 +409,7 @@ func TestRootInstallWithoutLoop(t *testing.T) {
 	o := diskOptions(linkedHome(t, "1"))
 	o.Size = testDiskSize
 	_, err := deploy.InstallToDisk(t.Context(), file, o)
-	if !errors.Is(err, install.ErrNoLoop) || !errors.Is(err, errors.ErrUnsupported) || !strings.Contains(err.Error(), "User Mode Linux") {
+	if !errors.Is(err, installdisk.ErrNoLoop) || !errors.Is(err, errors.ErrUnsupported) || !strings.Contains(err.Error(), "User Mode Linux") {
 		t.Errorf("got %v", err)
 	}
 	if _, err := os.Stat(file); !errors.Is(err, fs.ErrNotExist) {

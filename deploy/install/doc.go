@@ -1,8 +1,7 @@
 // Package install holds the parts of an installation that are not shared with an
 // upgrade: what kind of target it is (file system UUID, ESP below the mount
-// point), the boot loader's files, and the making of a disk: what is on it and who
-// uses it ([Prober]), how it is divided ([PlanDisk], which is pure), and the
-// programs that do it ([DiskPlan.Divide]). docs/design/install.md is normative.
+// point), who the machine is, and the boot loader's files. docs/design/install.md
+// is normative. The making of a disk is in package disk below it.
 //
 // systemd-boot is installed without bootctl: its PE file comes from the image
 // that is installed, so the loader is exactly as old as the system, and it is

@@ -1,4 +1,4 @@
-package install
+package disk
 
 import (
 	"context"
@@ -52,7 +52,7 @@ func Exclusive(path string) error {
 // Divide writes the partition table of the plan to the open disk, formats both
 // partitions and returns them. Everything on the disk is lost. From the first
 // write until Complete the disk is recognised as incomplete.
-func (p *DiskPlan) Divide(ctx context.Context, t Tools, disk *os.File) (_ *Layout, err error) {
+func (p *Plan) Divide(ctx context.Context, t Tools, disk *os.File) (_ *Layout, err error) {
 	if _, err := t.Run(ctx, p.Script(), "sfdisk", "--quiet", "--wipe", "always", "--wipe-partitions", "always", p.Path); err != nil {
 		return nil, fmt.Errorf("partition the disk: %w", err)
 	}
@@ -90,7 +90,7 @@ func (p *DiskPlan) Divide(ctx context.Context, t Tools, disk *os.File) (_ *Layou
 }
 
 // Complete marks the disk as completely installed. Nothing may be mounted from it.
-func (p *DiskPlan) Complete(ctx context.Context, t Tools, l *Layout) error {
+func (p *Plan) Complete(ctx context.Context, t Tools, l *Layout) error {
 	// The kernel's view of the partitions does not change.
 	if _, err := t.Run(ctx, "", "sfdisk", "--quiet", "--no-reread", "--no-tell-kernel", "--part-label", p.Path, fmt.Sprint(l.Root.Number), RootName); err != nil {
 		return fmt.Errorf("mark the installation as complete: %w", err)

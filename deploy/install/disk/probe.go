@@ -1,4 +1,4 @@
-package install
+package disk
 
 import (
 	"bytes"
@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cfsboot/cfsboot/deploy/esp"
+	"github.com/cfsboot/cfsboot/deploy/install"
 	"github.com/cfsboot/cfsboot/internal/mnt"
 )
 
@@ -30,7 +31,7 @@ func (p Prober) path(elem ...string) string {
 }
 
 // Open opens the disk at path, a block device or a regular file, for reading.
-// Anything else is a *TargetError, a path that leads nowhere fs.ErrNotExist.
+// Anything else is a *install.TargetError, a path that leads nowhere fs.ErrNotExist.
 func Open(path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0) // a fifo would block
 	if err != nil {
@@ -39,7 +40,7 @@ func Open(path string) (*os.File, error) {
 	st, err := f.Stat()
 	if err == nil {
 		if t := st.Mode().Type(); t != 0 && t != os.ModeDevice {
-			err = &TargetError{path, fmt.Sprintf("it is a %s, want a block device or a regular file", kindOf(t))}
+			err = &install.TargetError{Path: path, Detail: fmt.Sprintf("it is a %s, want a block device or a regular file", kindOf(t))}
 		}
 	}
 	if err != nil {
@@ -78,7 +79,7 @@ func (p Prober) Probe(ctx context.Context, f *os.File) (Disk, error) {
 		}
 	}
 	if d.Size == 0 && !d.Regular {
-		return Disk{}, &TargetError{d.Path, "the device has no medium, or 0 bytes"}
+		return Disk{}, &install.TargetError{Path: d.Path, Detail: "the device has no medium, or 0 bytes"}
 	}
 	if d.Size > 0 {
 		if d.Signatures, err = p.signatures(ctx, d.Path); err != nil {
@@ -93,7 +94,7 @@ func (p Prober) Probe(ctx context.Context, f *os.File) (Disk, error) {
 		for _, x := range parts {
 			names[x.Number] = x.Name
 			if d.Regular {
-				d.Partitions = append(d.Partitions, DiskPartition{Number: x.Number, Size: x.Size, Name: x.Name})
+				d.Partitions = append(d.Partitions, Partition{Number: x.Number, Size: x.Size, Name: x.Name})
 			}
 		}
 	case !errors.As(err, &broken) && !errors.Is(err, io.EOF):
@@ -154,7 +155,7 @@ func (p Prober) device(f *os.File, d *Disk) (string, error) {
 		return "", fmt.Errorf("device %s (%s) in sysfs: %w", d.Path, number, err)
 	}
 	if _, err := os.Stat(filepath.Join(sys, "partition")); err == nil {
-		return "", &TargetError{d.Path, fmt.Sprintf("it is a partition of %s, want a whole disk", filepath.Base(filepath.Dir(sys)))}
+		return "", &install.TargetError{Path: d.Path, Detail: fmt.Sprintf("it is a partition of %s, want a whole disk", filepath.Base(filepath.Dir(sys)))}
 	}
 	sectors, err := readInt(sys, "size")
 	if err != nil {
@@ -217,7 +218,7 @@ func (p Prober) partitions(ctx context.Context, sys string, d *Disk, names map[i
 			return err
 		}
 		device := p.path("dev", x.Name())
-		part := DiskPartition{Number: int(n), Size: sectors * 512, Name: names[int(n)]}
+		part := Partition{Number: int(n), Size: sectors * 512, Name: names[int(n)]}
 		if err := look(dir, device); err != nil {
 			return err
 		}

@@ -1,4 +1,4 @@
-package install_test
+package disk_test
 
 import (
 	"bytes"
@@ -16,39 +16,40 @@ import (
 
 	"github.com/cfsboot/cfsboot/deploy/esp"
 	"github.com/cfsboot/cfsboot/deploy/install"
+	"github.com/cfsboot/cfsboot/deploy/install/disk"
 	"github.com/cfsboot/cfsboot/internal/durable"
 )
 
 const mib, gib = int64(1) << 20, int64(1) << 30
 
-func TestPlanDisk(t *testing.T) {
+func TestMakePlan(t *testing.T) {
 	for name, c := range map[string]struct {
-		disk install.Disk
-		o    install.DiskOptions
-		want install.DiskPlan
+		disk disk.Disk
+		o    disk.Options
+		want disk.Plan
 	}{
 		"large": {
-			install.Disk{Size: 100 * gib, Sector: 512}, install.DiskOptions{Arch: "amd64"},
-			install.DiskPlan{ESPSize: gib, RootSize: 99*gib - 2*mib, RootType: "4f68bce3-e8cd-4db1-96e7-fbcaf984b709", Cluster: 4096, Sector: 512, Destroys: []string{}},
+			disk.Disk{Size: 100 * gib, Sector: 512}, disk.Options{Arch: "amd64"},
+			disk.Plan{ESPSize: gib, RootSize: 99*gib - 2*mib, RootType: "4f68bce3-e8cd-4db1-96e7-fbcaf984b709", Cluster: 4096, Sector: 512, Destroys: []string{}},
 		},
 		"small": {
-			install.Disk{Size: 4*gib + 12345, Sector: 512}, install.DiskOptions{Arch: "arm64"},
-			install.DiskPlan{ESPSize: 512 * mib, RootSize: 4*gib - 514*mib, RootType: "b921b045-1df0-41c3-af44-4c6f280d3fae", Cluster: 4096, Sector: 512, Destroys: []string{}},
+			disk.Disk{Size: 4*gib + 12345, Sector: 512}, disk.Options{Arch: "arm64"},
+			disk.Plan{ESPSize: 512 * mib, RootSize: 4*gib - 514*mib, RootType: "b921b045-1df0-41c3-af44-4c6f280d3fae", Cluster: 4096, Sector: 512, Destroys: []string{}},
 		},
 		"smallest": {
-			install.Disk{Size: 128*mib + install.MinRoot + 2*mib, Sector: 512}, install.DiskOptions{Arch: "amd64"},
-			install.DiskPlan{ESPSize: 128 * mib, RootSize: install.MinRoot, RootType: "4f68bce3-e8cd-4db1-96e7-fbcaf984b709", Cluster: 1024, Sector: 512, Destroys: []string{}},
+			disk.Disk{Size: 128*mib + disk.MinRoot + 2*mib, Sector: 512}, disk.Options{Arch: "amd64"},
+			disk.Plan{ESPSize: 128 * mib, RootSize: disk.MinRoot, RootType: "4f68bce3-e8cd-4db1-96e7-fbcaf984b709", Cluster: 1024, Sector: 512, Destroys: []string{}},
 		},
 		"large sectors": {
-			install.Disk{Size: 100 * gib, Sector: 4096}, install.DiskOptions{Arch: "amd64", ESPSize: 300 * mib},
-			install.DiskPlan{ESPSize: 300 * mib, RootSize: 100*gib - 302*mib, RootType: "4f68bce3-e8cd-4db1-96e7-fbcaf984b709", Cluster: 4096, Sector: 4096, Destroys: []string{}},
+			disk.Disk{Size: 100 * gib, Sector: 4096}, disk.Options{Arch: "amd64", ESPSize: 300 * mib},
+			disk.Plan{ESPSize: 300 * mib, RootSize: 100*gib - 302*mib, RootType: "4f68bce3-e8cd-4db1-96e7-fbcaf984b709", Cluster: 4096, Sector: 4096, Destroys: []string{}},
 		},
 		"wipe": {
-			install.Disk{Size: 4 * gib, Sector: 512, Signatures: []install.Signature{{Type: "xfs", Label: "data"}}}, install.DiskOptions{Arch: "amd64", Wipe: true},
-			install.DiskPlan{ESPSize: 512 * mib, RootSize: 4*gib - 514*mib, RootType: "4f68bce3-e8cd-4db1-96e7-fbcaf984b709", Cluster: 4096, Sector: 512, Destroys: []string{`xfs "data" on the whole disk`}},
+			disk.Disk{Size: 4 * gib, Sector: 512, Signatures: []disk.Signature{{Type: "xfs", Label: "data"}}}, disk.Options{Arch: "amd64", Wipe: true},
+			disk.Plan{ESPSize: 512 * mib, RootSize: 4*gib - 514*mib, RootType: "4f68bce3-e8cd-4db1-96e7-fbcaf984b709", Cluster: 4096, Sector: 512, Destroys: []string{`xfs "data" on the whole disk`}},
 		},
 	} {
-		got, err := install.PlanDisk(c.disk, c.o)
+		got, err := disk.MakePlan(c.disk, c.o)
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue
@@ -60,18 +61,18 @@ func TestPlanDisk(t *testing.T) {
 }
 
 // used is a disk with everything.
-var used = install.Disk{
+var used = disk.Disk{
 	Path: "/dev/sda", Size: 4 * gib, Sector: 512,
-	Signatures: []install.Signature{{Type: "gpt"}, {Type: "gpt"}, {Type: "PMBR"}},
-	Partitions: []install.DiskPartition{
-		{Number: 1, Size: 192 * mib, Name: "EFI-SYSTEM", Signatures: []install.Signature{{Type: "vfat", Label: "ESP"}, {Type: "vfat", Label: "ESP"}}},
-		{Number: 2, Size: 3 * gib, Name: "root", Signatures: []install.Signature{{Type: "ext4", Label: "root"}}},
+	Signatures: []disk.Signature{{Type: "gpt"}, {Type: "gpt"}, {Type: "PMBR"}},
+	Partitions: []disk.Partition{
+		{Number: 1, Size: 192 * mib, Name: "EFI-SYSTEM", Signatures: []disk.Signature{{Type: "vfat", Label: "ESP"}, {Type: "vfat", Label: "ESP"}}},
+		{Number: 2, Size: 3 * gib, Name: "root", Signatures: []disk.Signature{{Type: "ext4", Label: "root"}}},
 		{Number: 5, Size: mib},
 	},
 }
 
-func TestPlanDiskRefuses(t *testing.T) {
-	with := func(change func(*install.Disk)) install.Disk {
+func TestMakePlanRefuses(t *testing.T) {
+	with := func(change func(*disk.Disk)) disk.Disk {
 		d := used
 		d.Partitions = slices.Clone(d.Partitions)
 		change(&d)
@@ -81,42 +82,42 @@ func TestPlanDiskRefuses(t *testing.T) {
 		return func(err error) bool { return err.Error() == want }
 	}
 	const contents = `gpt partition table on the whole disk; partition 1 "EFI-SYSTEM" of 192 MiB with vfat "ESP"; partition 2 "root" of 3072 MiB with ext4 "root"; partition 5 of 1 MiB`
-	wipe := install.DiskOptions{Arch: "amd64", Wipe: true}
+	wipe := disk.Options{Arch: "amd64", Wipe: true}
 	for name, c := range map[string]struct {
-		disk  install.Disk
-		o     install.DiskOptions
+		disk  disk.Disk
+		o     disk.Options
 		check func(error) bool
 	}{
-		"not empty": {used, install.DiskOptions{Arch: "amd64"}, text(`disk "/dev/sda" is not empty; --wipe destroys: ` + contents)},
+		"not empty": {used, disk.Options{Arch: "amd64"}, text(`disk "/dev/sda" is not empty; --wipe destroys: ` + contents)},
 		"incomplete": {
-			with(func(d *install.Disk) { d.Partitions[1].Name = install.IncompleteName }), install.DiskOptions{Arch: "amd64"},
+			with(func(d *disk.Disk) { d.Partitions[1].Name = disk.IncompleteName }), disk.Options{Arch: "amd64"},
 			text(`disk "/dev/sda" holds an installation that was interrupted and is incomplete; --wipe starts over and destroys: ` + strings.Replace(contents, `"root" of`, `"cfsboot-incomplete" of`, 1)),
 		},
 		"in use": {
-			with(func(d *install.Disk) {
+			with(func(d *disk.Disk) {
 				d.InUse = []string{`/dev/sda2 is mounted at "/"`, "/dev/sda5 is swap space"}
 			}), wipe,
 			text(`disk "/dev/sda" is in use: /dev/sda2 is mounted at "/"; /dev/sda5 is swap space`),
 		},
-		"read-only": {with(func(d *install.Disk) { d.ReadOnly = true }), wipe, text(`target "/dev/sda": the disk is read-only`)},
-		"too small": {with(func(d *install.Disk) { d.Size = 300 * mib }), wipe, func(err error) bool {
+		"read-only": {with(func(d *disk.Disk) { d.ReadOnly = true }), wipe, text(`target "/dev/sda": the disk is read-only`)},
+		"too small": {with(func(d *disk.Disk) { d.Size = 300 * mib }), wipe, func(err error) bool {
 			var space *durable.SpaceError
 			return errors.As(err, &space) && space.Need == 386*mib && space.Have == 300*mib && space.Where == "/dev/sda"
 		}},
-		"empty": {with(func(d *install.Disk) { d.Size = 0 }), wipe, func(err error) bool {
+		"empty": {with(func(d *disk.Disk) { d.Size = 0 }), wipe, func(err error) bool {
 			var space *durable.SpaceError
 			return errors.As(err, &space)
 		}},
-		"sectors":   {with(func(d *install.Disk) { d.Sector = 8192 }), wipe, text(`target "/dev/sda": sectors of 8192 bytes, want 512 to 4096`)},
-		"ESP":       {used, install.DiskOptions{Arch: "amd64", Wipe: true, ESPSize: 32 * mib}, text(`target "/dev/sda": EFI system partition of 32 MiB, want at least 33 MiB (FAT32 with sectors of 512 bytes)`)},
-		"odd ESP":   {used, install.DiskOptions{Arch: "amd64", Wipe: true, ESPSize: 64*mib + 1}, text(`target "/dev/sda": EFI system partition of 67108865 bytes, want whole MiB`)},
-		"large ESP": {used, install.DiskOptions{Arch: "amd64", Wipe: true, ESPSize: 4 * gib}, func(err error) bool { return strings.HasPrefix(err.Error(), "disk too small") }},
-		"arch": {used, install.DiskOptions{Arch: "riscv64", Wipe: true}, func(err error) bool {
+		"sectors":   {with(func(d *disk.Disk) { d.Sector = 8192 }), wipe, text(`target "/dev/sda": sectors of 8192 bytes, want 512 to 4096`)},
+		"ESP":       {used, disk.Options{Arch: "amd64", Wipe: true, ESPSize: 32 * mib}, text(`target "/dev/sda": EFI system partition of 32 MiB, want at least 33 MiB (FAT32 with sectors of 512 bytes)`)},
+		"odd ESP":   {used, disk.Options{Arch: "amd64", Wipe: true, ESPSize: 64*mib + 1}, text(`target "/dev/sda": EFI system partition of 67108865 bytes, want whole MiB`)},
+		"large ESP": {used, disk.Options{Arch: "amd64", Wipe: true, ESPSize: 4 * gib}, func(err error) bool { return strings.HasPrefix(err.Error(), "disk too small") }},
+		"arch": {used, disk.Options{Arch: "riscv64", Wipe: true}, func(err error) bool {
 			var arch *install.ArchError
 			return errors.As(err, &arch)
 		}},
 	} {
-		if plan, err := install.PlanDisk(c.disk, c.o); err == nil || !c.check(err) {
+		if plan, err := disk.MakePlan(c.disk, c.o); err == nil || !c.check(err) {
 			t.Errorf("%s: got %+v, %v", name, plan, err)
 		}
 	}
@@ -124,8 +125,8 @@ func TestPlanDiskRefuses(t *testing.T) {
 
 // TestPlanOracle lets sfdisk and mkfs.vfat read what a plan says.
 func TestPlanOracle(t *testing.T) {
-	tools := install.Programs{}
-	if err := install.CheckTools(tools); err != nil {
+	tools := disk.Programs{}
+	if err := disk.CheckTools(tools); err != nil {
 		if os.Getenv("CFSBOOT_REQUIRE_ORACLES") == "1" {
 			t.Fatal(err)
 		}
@@ -133,7 +134,7 @@ func TestPlanOracle(t *testing.T) {
 	}
 	for _, size := range []int64{33, 64, 128, 192, 256, 300, 512, 1024} {
 		path := filepath.Join(t.TempDir(), "disk")
-		plan, err := install.PlanDisk(install.Disk{Path: path, Size: 4*gib + 4711, Sector: 512}, install.DiskOptions{Arch: "amd64", ESPSize: size * mib})
+		plan, err := disk.MakePlan(disk.Disk{Path: path, Size: 4*gib + 4711, Sector: 512}, disk.Options{Arch: "amd64", ESPSize: size * mib})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -156,7 +157,7 @@ func TestPlanOracle(t *testing.T) {
 			t.Fatal(err)
 		}
 		boot, root, err := plan.Check(parts)
-		if err != nil || boot.Start != mib || boot.Name != install.ESPName || root.Name != install.IncompleteName {
+		if err != nil || boot.Start != mib || boot.Name != disk.ESPName || root.Name != disk.IncompleteName {
 			t.Errorf("%d MiB: %+v, %v", size, parts, err)
 		}
 		fat := filepath.Join(t.TempDir(), "fat")
@@ -192,7 +193,7 @@ func TestPlanOracle(t *testing.T) {
 }
 
 func TestPlanCheckRefuses(t *testing.T) {
-	plan, err := install.PlanDisk(install.Disk{Path: "x", Size: 4 * gib, Sector: 512}, install.DiskOptions{Arch: "amd64"})
+	plan, err := disk.MakePlan(disk.Disk{Path: "x", Size: 4 * gib, Sector: 512}, disk.Options{Arch: "amd64"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -214,7 +215,7 @@ func TestPlanCheckRefuses(t *testing.T) {
 }
 
 func TestCommands(t *testing.T) {
-	p := &install.DiskPlan{Sector: 512, Cluster: 2048}
+	p := &disk.Plan{Sector: 512, Cluster: 2048}
 	if got := strings.Join(p.MakeESP("/dev/sda1"), " "); got != "mkfs.vfat -F 32 -S 512 -s 4 -n ESP /dev/sda1" {
 		t.Error(got)
 	}
@@ -227,7 +228,7 @@ func TestCommands(t *testing.T) {
 	}
 }
 
-type missing struct{ install.Programs }
+type missing struct{ disk.Programs }
 
 func (missing) Find(name string) error {
 	if name == "sfdisk" || name == "mkfs.vfat" {
@@ -237,26 +238,26 @@ func (missing) Find(name string) error {
 }
 
 func TestCheckTools(t *testing.T) {
-	err := install.CheckTools(missing{})
+	err := disk.CheckTools(missing{})
 	if !errors.Is(err, exec.ErrNotFound) || !strings.Contains(err.Error(), "sfdisk (Debian's package fdisk)") || !strings.Contains(err.Error(), "mkfs.vfat (Debian's package dosfstools)") {
 		t.Errorf("got %v", err)
 	}
 }
 
 func TestProgramsRun(t *testing.T) {
-	out, err := install.Programs{}.Run(t.Context(), "text", "cat")
+	out, err := disk.Programs{}.Run(t.Context(), "text", "cat")
 	if err != nil || string(out) != "text" {
 		t.Errorf("got %q, %v", out, err)
 	}
-	if _, err := (install.Programs{}).Run(t.Context(), "", "sh", "-c", "echo reason\necho more >&2; exit 3"); err == nil || !strings.HasSuffix(err.Error(), "exit status 3: more") {
+	if _, err := (disk.Programs{}).Run(t.Context(), "", "sh", "-c", "echo reason\necho more >&2; exit 3"); err == nil || !strings.HasSuffix(err.Error(), "exit status 3: more") {
 		t.Errorf("got %v", err)
 	}
-	if _, err := (install.Programs{}).Run(t.Context(), "", "no-such-program"); !errors.Is(err, exec.ErrNotFound) {
+	if _, err := (disk.Programs{}).Run(t.Context(), "", "no-such-program"); !errors.Is(err, exec.ErrNotFound) {
 		t.Errorf("got %v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := (install.Programs{}).Run(ctx, "", "cat"); !errors.Is(err, context.Canceled) {
+	if _, err := (disk.Programs{}).Run(ctx, "", "cat"); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}
 }

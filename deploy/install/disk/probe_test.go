@@ -1,4 +1,4 @@
-package install_test
+package disk_test
 
 import (
 	"context"
@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/cfsboot/cfsboot/deploy/install"
+	"github.com/cfsboot/cfsboot/deploy/install/disk"
 )
 
 // wipefs answers for devices by their base name.
@@ -32,21 +33,21 @@ func (w wipefs) Run(_ context.Context, _ string, name string, args ...string) ([
 }
 
 func TestParseWipefs(t *testing.T) {
-	got, err := install.ParseWipefs([]byte(`{"signatures": [
+	got, err := disk.ParseWipefs([]byte(`{"signatures": [
       {"device":"a", "offset":"0x438", "type":"ext4", "uuid":"b0", "label":null},
       {"device":"a", "offset":"0x0", "type":"vfat", "uuid":null, "label":"ESP"},
       {"device":"a", "offset":"0x0", "type":null}]}`))
-	want := []install.Signature{{Type: "ext4"}, {Type: "vfat", Label: "ESP"}, {Type: "something unknown"}}
+	want := []disk.Signature{{Type: "ext4"}, {Type: "vfat", Label: "ESP"}, {Type: "something unknown"}}
 	if d := cmp.Diff(want, got); err != nil || d != "" {
 		t.Errorf("%v, mismatch (-want +got):\n%s", err, d)
 	}
 	for _, empty := range []string{"", "\n", `{"signatures": [ ]}`} {
-		if got, err := install.ParseWipefs([]byte(empty)); err != nil || len(got) > 0 {
+		if got, err := disk.ParseWipefs([]byte(empty)); err != nil || len(got) > 0 {
 			t.Errorf("%q: got %v, %v", empty, got, err)
 		}
 	}
 	for _, bad := range []string{"{", `{"signatures": 3}`, `{}`, `[]`, "DEVICE OFFSET"} {
-		if got, err := install.ParseWipefs([]byte(bad)); err == nil {
+		if got, err := disk.ParseWipefs([]byte(bad)); err == nil {
 			t.Errorf("%q: got %v", bad, got)
 		}
 	}
@@ -55,7 +56,7 @@ func TestParseWipefs(t *testing.T) {
 func FuzzParseWipefs(f *testing.F) {
 	f.Add([]byte(`{"signatures": [{"type":"ext4","label":null}]}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		list, err := install.ParseWipefs(b)
+		list, err := disk.ParseWipefs(b)
 		if err != nil && list != nil {
 			t.Error("a list and an error")
 		}
@@ -75,12 +76,12 @@ func TestOpenRefuses(t *testing.T) {
 	}
 	for path, want := range map[string]string{dir: "directory", fifo: "fifo", os.DevNull: "character device"} {
 		var te *install.TargetError
-		f, err := install.Open(path)
+		f, err := disk.Open(path)
 		if !errors.As(err, &te) || !strings.Contains(err.Error(), "it is a "+want+", want a block device or a regular file") {
 			t.Errorf("%s: got %v, %v", path, f, err)
 		}
 	}
-	if _, err := install.Open(filepath.Join(dir, "none")); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := disk.Open(filepath.Join(dir, "none")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -89,7 +90,7 @@ func TestOpenRefuses(t *testing.T) {
 // one that is attached to a loop device.
 func TestProbeFile(t *testing.T) {
 	root := t.TempDir()
-	p := install.Prober{Root: root, Tools: wipefs{"empty": "", "text": "", "full": `{"signatures": [{"type":"iso9660","label":"CD"}]}`}}
+	p := disk.Prober{Root: root, Tools: wipefs{"empty": "", "text": "", "full": `{"signatures": [{"type":"iso9660","label":"CD"}]}`}}
 	write := func(name, text string) string {
 		path := filepath.Join(root, name)
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
@@ -108,13 +109,13 @@ func TestProbeFile(t *testing.T) {
 	empty, text, full := write("empty", ""), write("text", "text"), write("full", "x")
 	write("sys/class/block/loop3/loop/backing_file", full+"\n")
 	write("sys/class/block/loop4/loop/backing_file", root+"/gone (deleted)\n")
-	for path, want := range map[string]install.Disk{
+	for path, want := range map[string]disk.Disk{
 		empty: {},
 		text:  {Data: true},
-		full:  {Signatures: []install.Signature{{Type: "iso9660", Label: "CD"}}, InUse: []string{"it is attached to /dev/loop3"}},
+		full:  {Signatures: []disk.Signature{{Type: "iso9660", Label: "CD"}}, InUse: []string{"it is attached to /dev/loop3"}},
 	} {
 		want.Path, want.Regular, want.Size, want.Sector = path, true, 2<<20, 512
-		f, err := install.Open(path)
+		f, err := disk.Open(path)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -124,7 +125,7 @@ func TestProbeFile(t *testing.T) {
 			t.Errorf("%s: %v, mismatch (-want +got):\n%s", path, err, d)
 		}
 	}
-	f, err := install.Open(write("unknown", ""))
+	f, err := disk.Open(write("unknown", ""))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -161,7 +162,7 @@ func TestProbeFileData(t *testing.T) {
 		if _, err := f.WriteAt(c.bytes, c.at); err != nil {
 			t.Fatal(err)
 		}
-		got, err := install.Prober{Root: t.TempDir(), Tools: wipefs{"disk": ""}}.Probe(t.Context(), f)
+		got, err := disk.Prober{Root: t.TempDir(), Tools: wipefs{"disk": ""}}.Probe(t.Context(), f)
 		if err != nil || got.Data != c.want {
 			t.Errorf("%s: got %+v, %v", name, got, err)
 		}
@@ -206,21 +207,21 @@ func TestProbeDevice(t *testing.T) {
 	if err := os.Symlink("../../devices/disk", filepath.Join(root, "sys/dev/block", number)); err != nil {
 		t.Fatal(err)
 	}
-	f, err := install.Open(device)
+	f, err := disk.Open(device)
 	if err != nil {
 		t.Skip(err) // no such device behind the node
 	}
 	defer f.Close()
-	p := install.Prober{Root: root, Tools: wipefs{filepath.Base(device): `{"signatures": [{"type":"dos"}]}`, "disk1": `{"signatures": [{"type":"LVM2_member"}]}`, "disk2": ""}}
+	p := disk.Prober{Root: root, Tools: wipefs{filepath.Base(device): `{"signatures": [{"type":"dos"}]}`, "disk1": `{"signatures": [{"type":"LVM2_member"}]}`, "disk2": ""}}
 	got, err := p.Probe(t.Context(), f)
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := install.Disk{
-		Path: device, Size: 1 << 30, Sector: 512, ReadOnly: true, Signatures: []install.Signature{{Type: "dos"}},
+	want := disk.Disk{
+		Path: device, Size: 1 << 30, Sector: 512, ReadOnly: true, Signatures: []disk.Signature{{Type: "dos"}},
 		InUse: []string{device + " is part of /dev/dm-1", root + `/dev/disk1 is mounted at "/"`, root + `/dev/disk1 is mounted at "/mnt a"`, root + "/dev/disk2 is part of /dev/md0"},
-		Partitions: []install.DiskPartition{
-			{Number: 1, Size: 1 << 20, Signatures: []install.Signature{{Type: "LVM2_member"}}},
+		Partitions: []disk.Partition{
+			{Number: 1, Size: 1 << 20, Signatures: []disk.Signature{{Type: "LVM2_member"}}},
 			{Number: 2, Size: 2 << 20},
 		},
 	}

@@ -1,4 +1,4 @@
-package install
+package disk
 
 import (
 	"errors"
@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cfsboot/cfsboot/deploy/esp"
+	"github.com/cfsboot/cfsboot/deploy/install"
 	"github.com/cfsboot/cfsboot/internal/durable"
 )
 
@@ -52,8 +53,8 @@ type Signature struct {
 	Label string // may be empty
 }
 
-// DiskPartition is a partition that is on a disk before the installation.
-type DiskPartition struct {
+// Partition is a partition that is on a disk before the installation.
+type Partition struct {
 	Number     int
 	Size       int64  // bytes
 	Name       string // in the partition table, may be empty
@@ -70,7 +71,7 @@ type Disk struct {
 	// InUse says by whom the disk or a part of it is used: "/dev/sda2 is mounted at /".
 	InUse      []string
 	Signatures []Signature // of the disk itself: partition table, file system without one
-	Partitions []DiskPartition
+	Partitions []Partition
 	Data       bool // a file with data of no known kind
 }
 
@@ -164,8 +165,8 @@ func (e *NotEmptyError) Error() string {
 	return fmt.Sprintf("disk %q is not empty; --wipe destroys: %s", e.Path, list)
 }
 
-// DiskOptions say how a disk is to be divided.
-type DiskOptions struct {
+// Options say how a disk is to be divided.
+type Options struct {
 	ESPSize int64  // bytes, a multiple of 1 MiB; 0: as DefaultESPSize says
 	Arch    string // of the image, Go's name
 	Wipe    bool   // destroy what is there
@@ -177,8 +178,8 @@ func DefaultESPSize(size int64) int64 {
 	return min(max(size/8/mib*mib, minDefaultESP), maxDefaultESP)
 }
 
-// DiskPlan is how a disk is going to be divided and formatted.
-type DiskPlan struct {
+// Plan is how a disk is going to be divided and formatted.
+type Plan struct {
 	Path     string
 	ESPSize  int64  // bytes
 	RootSize int64  // bytes, about: sfdisk rounds it down
@@ -191,18 +192,18 @@ type DiskPlan struct {
 	Destroys []string // what is lost, as Disk.Contents; never nil
 }
 
-// PlanDisk decides how a disk is divided, or refuses it: *InUseError, whatever is
-// allowed; *NotEmptyError without DiskOptions.Wipe; *durable.SpaceError if it is
-// too small; *ArchError; *TargetError otherwise. Nothing is changed.
-func PlanDisk(d Disk, o DiskOptions) (*DiskPlan, error) {
+// MakePlan decides how a disk is divided, or refuses it: *InUseError, whatever is
+// allowed; *NotEmptyError without Options.Wipe; *durable.SpaceError if it is
+// too small; *install.ArchError; *install.TargetError otherwise. Nothing is changed.
+func MakePlan(d Disk, o Options) (*Plan, error) {
 	rootType, ok := rootTypes[o.Arch]
 	switch {
 	case !ok:
-		return nil, &ArchError{o.Arch}
+		return nil, &install.ArchError{Arch: o.Arch}
 	case d.ReadOnly:
-		return nil, &TargetError{d.Path, "the disk is read-only"}
+		return nil, &install.TargetError{Path: d.Path, Detail: "the disk is read-only"}
 	case d.Sector < 512 || d.Sector > 4096 || d.Sector&(d.Sector-1) != 0:
-		return nil, &TargetError{d.Path, fmt.Sprintf("sectors of %d bytes, want 512 to 4096", d.Sector)}
+		return nil, &install.TargetError{Path: d.Path, Detail: fmt.Sprintf("sectors of %d bytes, want 512 to 4096", d.Sector)}
 	case len(d.InUse) > 0:
 		return nil, &InUseError{d.Path, d.InUse}
 	}
@@ -213,9 +214,9 @@ func PlanDisk(d Disk, o DiskOptions) (*DiskPlan, error) {
 	minESP := (minFATClusters*d.Sector + mib - 1) / mib * mib
 	switch {
 	case size%mib != 0 || size < 0:
-		return nil, &TargetError{d.Path, fmt.Sprintf("EFI system partition of %d bytes, want whole MiB", size)}
+		return nil, &install.TargetError{Path: d.Path, Detail: fmt.Sprintf("EFI system partition of %d bytes, want whole MiB", size)}
 	case size < minESP:
-		return nil, &TargetError{d.Path, fmt.Sprintf("EFI system partition of %d MiB, want at least %d MiB (FAT32 with sectors of %d bytes)", size/mib, minESP/mib, d.Sector)}
+		return nil, &install.TargetError{Path: d.Path, Detail: fmt.Sprintf("EFI system partition of %d MiB, want at least %d MiB (FAT32 with sectors of %d bytes)", size/mib, minESP/mib, d.Sector)}
 	}
 	if need := size + MinRoot + 2*alignment; d.Size < need {
 		return nil, fmt.Errorf("disk too small for an EFI system partition of %d MiB and a root of %d MiB: %w", size/mib, int64(MinRoot/mib),
@@ -228,7 +229,7 @@ func PlanDisk(d Disk, o DiskOptions) (*DiskPlan, error) {
 	if contents == nil {
 		contents = []string{}
 	}
-	return &DiskPlan{
+	return &Plan{
 		Path: d.Path, ESPSize: size, RootSize: (d.Size - size - 2*alignment) / mib * mib, RootType: rootType,
 		Cluster: clusterSize(size, d.Sector), Sector: d.Sector, Destroys: contents,
 	}, nil
@@ -247,20 +248,20 @@ func clusterSize(size, sector int64) int64 {
 
 // Script is what sfdisk reads: a new GPT with the ESP first and the root last, so
 // that it can grow. The identifiers are random.
-func (p *DiskPlan) Script() string {
+func (p *Plan) Script() string {
 	return fmt.Sprintf("label: gpt\nstart=%dKiB, size=%dKiB, type=%s, name=%q\nstart=%dKiB, size=%dKiB, type=%s, name=%q\n",
 		alignment>>10, p.ESPSize>>10, strings.ToUpper(esp.TypeESP), ESPName,
 		(alignment+p.ESPSize)>>10, p.RootSize>>10, strings.ToUpper(p.RootType), IncompleteName)
 }
 
 // MakeESP is the command that formats the device of the ESP.
-func (p *DiskPlan) MakeESP(device string) []string {
+func (p *Plan) MakeESP(device string) []string {
 	return []string{"mkfs.vfat", "-F", "32", "-S", fmt.Sprint(p.Sector), "-s", fmt.Sprint(p.Cluster / p.Sector), "-n", "ESP", device}
 }
 
 // MakeRoot is the command that formats the device of the root file system. The
 // blocks have 4 KiB whatever the size of the disk: fs-verity needs them.
-func (p *DiskPlan) MakeRoot(device string) []string {
+func (p *Plan) MakeRoot(device string) []string {
 	args := []string{"mkfs.ext4", "-q", "-b", "4096", "-L", RootName}
 	if !p.NoVerity {
 		args = append(args, "-O", "verity")
@@ -270,9 +271,9 @@ func (p *DiskPlan) MakeRoot(device string) []string {
 
 // Check compares the partition table of a disk with the plan and returns both
 // partitions.
-func (p *DiskPlan) Check(parts []esp.Partition) (boot, root esp.Partition, err error) {
+func (p *Plan) Check(parts []esp.Partition) (boot, root esp.Partition, err error) {
 	if len(parts) != 2 {
-		return boot, root, &TargetError{p.Path, fmt.Sprintf("%d partitions after it was divided, want 2", len(parts))}
+		return boot, root, &install.TargetError{Path: p.Path, Detail: fmt.Sprintf("%d partitions after it was divided, want 2", len(parts))}
 	}
 	boot, root = parts[0], parts[1]
 	var errs []error
@@ -281,7 +282,7 @@ func (p *DiskPlan) Check(parts []esp.Partition) (boot, root esp.Partition, err e
 		size int64
 	}{{esp.TypeESP, p.ESPSize}, {p.RootType, p.RootSize}} {
 		if got := parts[i]; got.Type != want.kind || got.Size != want.size || got.Number != i+1 {
-			errs = append(errs, &TargetError{p.Path, fmt.Sprintf("partition %d has type %s and %d bytes after it was divided, want partition %d, %s and %d bytes", got.Number, got.Type, got.Size, i+1, want.kind, want.size)})
+			errs = append(errs, &install.TargetError{Path: p.Path, Detail: fmt.Sprintf("partition %d has type %s and %d bytes after it was divided, want partition %d, %s and %d bytes", got.Number, got.Type, got.Size, i+1, want.kind, want.size)})
 		}
 	}
 	return boot, root, errors.Join(errs...)
