@@ -80,20 +80,13 @@ func (f Facts) Startable(id string) bool {
 	return id == f.BootedID() || slices.ContainsFunc(f.Entries, func(e esp.Entry) bool { return e.MayName(id) })
 }
 
-// DefaultID is the deployment that the loader starts next: that of the first
-// entry it would show. "" if that is not one of ours.
+// DefaultID is the deployment that the first entry of the menu starts, which the
+// loader shows. "" if that is not one of ours.
 func (f Facts) DefaultID() string {
-	for _, e := range f.Entries {
-		if e.Err != nil {
-			continue
+	for i := range f.Entries {
+		if e := &f.Entries[i]; fileOfTorn(e) == "" {
+			return f.entryID(e)
 		}
-		if !f.ours(e) {
-			return ""
-		}
-		if a := f.known(e); a != nil {
-			return a.Deployment
-		}
-		return e.ImageID()
 	}
 	return ""
 }

@@ -109,6 +109,7 @@ func (m *machine) finish(out *Removal, free int64) error {
 	out.Default = m.facts.nextID()
 	_, out.Kept = planRetire(m.facts, maxListed)
 	out.Repaired = m.repairs()
+	out.Warnings = append(out.Warnings, m.stateWarnings(0)...)
 	return nil
 }
 

@@ -191,16 +191,23 @@ func checkEntries(f Facts) error {
 	return refuse(CodeEntries, "no boot entry of deployment %s can be read on the boot partition, so nothing is removed by rule; `cfsboot delete %s` gives it up", short(id), short(id))
 }
 
+// retiringKeep is how many deployments stay beside those in use. The error is why
+// nothing is removed by rule.
+func (m *machine) retiringKeep() (int, error) {
+	keep, err := m.keepCount()
+	if err != nil {
+		return 0, err
+	}
+	return keep, checkEntries(m.facts)
+}
+
 // retireOld retires what the configuration does not keep. It is a part of
 // cleaning up, so it does nothing where it may not.
 func (m *machine) retireOld(ctx context.Context) error {
 	if m.facts.Booted == nil || m.facts.State.Transaction != nil {
 		return nil // an installation, or a failure that is told already
 	}
-	keep, err := m.keepCount()
-	if err == nil {
-		err = checkEntries(m.facts)
-	}
+	keep, err := m.retiringKeep()
 	if err != nil {
 		m.Logger.Warn("old deployments stay", "error", err)
 		return nil

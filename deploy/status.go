@@ -94,6 +94,7 @@ type StatusInput struct {
 	Loader          string       // LoaderInfo, "" if unknown
 	Twins           []string     // devices with the UUID of the physical root, that one first; nil: it is alone
 	Loaders         []esp.Loader // copies on the boot partition
+	Choices         []esp.Choice // what tells the loader what to start
 	LoaderUpdate    bool         // something replaces them
 	BootLogs        []BootLog    // what was kept of failed boots, as far as it can be read
 	Now             time.Time
@@ -229,9 +230,10 @@ func (b *statusBuilder) menu() []string {
 
 func (b *statusBuilder) defaultID(menu []string) string {
 	if b.in.EntriesRead {
-		f := b.in.Facts
-		f.State = b.in.State
-		return f.DefaultID()
+		if e, _ := esp.Choose(b.in.Entries, b.in.Choices); e != nil {
+			return b.in.entryID(e)
+		}
+		return b.in.DefaultID()
 	}
 	if len(menu) > 0 {
 		return menu[0]
@@ -484,14 +486,8 @@ func (b *statusBuilder) entryProblems() {
 			b.problem(ProblemEntry, "", "the file %q of somebody else is too long for a boot entry: %v", esp.EntryDir+"/"+e.File, e.Err)
 		}
 	}
-	for _, e := range b.in.Entries {
-		if e.Err != nil {
-			continue
-		}
-		if !b.in.ours(e) {
-			b.problem(ProblemForeign, "", "boot entry %q, which is not of this installation, stands first in the menu", e.File)
-		}
-		return
+	for _, p := range choiceProblems(b.in.Facts, b.in.Entries, b.in.Choices) {
+		b.problem(p.Code, p.Hint, "%s", p.Message)
 	}
 }
 

@@ -15,6 +15,8 @@ import (
 const (
 	ProblemLoader       = "boot-loader"        // it is not whole, or does not go with the entries
 	ProblemLoaderUpdate = "boot-loader-update" // a unit replaces it in place
+	// ProblemLoaderDefault: its configuration names another entry than the first one.
+	ProblemLoaderDefault = "loader-default"
 )
 
 // LoaderStatus is the boot loader: the copies on the boot partition, and the one that
@@ -42,6 +44,11 @@ const loaderUpdateUnit = "systemd-boot-update.service"
 // replaces them.
 func (r *statusReader) readLoaders(e *esp.ESP) {
 	r.in.Loaders = e.Loaders()
+	choices, err := e.Choices(r.Vars, r.in.Loaders)
+	if err != nil {
+		r.problem(ProblemLoaderDefault, hintRoot(err), err)
+	}
+	r.in.Choices = choices
 	for _, dir := range []string{"/usr/lib/systemd/system/", "/lib/systemd/system/"} {
 		if _, err := os.Lstat(r.path(dir + loaderUpdateUnit)); err == nil && !r.isMasked(loaderUpdateUnit) {
 			r.in.LoaderUpdate = true

@@ -64,9 +64,15 @@ const (
 
 func (m *machine) change(actionName, id string) *Change {
 	d := m.facts.Deployments[id]
+	var seq uint64 // of the entry that is to be the default
+	if actionName == ActionStaged {
+		seq = m.facts.State.Staged.Entry
+	} else if a := m.facts.State.LatestOf(m.facts.nextID()); a != nil {
+		seq = a.Seq
+	}
 	return &Change{
 		Action: actionName, Deployment: id, Booted: m.facts.BootedID(), Reference: d.Reference, ManifestDigest: d.ManifestDigest,
-		Title: d.Title, Version: d.OSVersion, Kernel: d.Kernel, Warnings: m.warnings(), Repaired: m.repairs(),
+		Title: d.Title, Version: d.OSVersion, Kernel: d.Kernel, Warnings: m.warnings(seq), Repaired: m.repairs(),
 		DownloadOnly: actionName == ActionStaged && m.facts.State.Staged.DownloadOnly,
 	}
 }

@@ -123,9 +123,15 @@ func (f *fakeSystemd) Systemctl(_ context.Context, args ...string) error {
 	return f.err
 }
 
-type silentVars struct{}
+// vars are EFI variables.
+type vars map[string]string
 
-func (silentVars) Loader(string) (string, error) { return "", fs.ErrNotExist }
+func (v vars) Loader(name string) (string, error) {
+	if text, ok := v[name]; ok {
+		return text, nil
+	}
+	return "", fs.ErrNotExist
+}
 
 type clock struct{ now time.Time }
 
@@ -172,6 +178,7 @@ type world struct {
 	other   *ocitest.Image // what otherReference stands for
 	systemd *fakeSystemd
 	clock   *clock
+	vars    vars    // of the firmware
 	killer  *killer // nil: no faults
 	verity  bool    // the root file system has fs-verity
 	// identity is what installations are given.
@@ -226,7 +233,7 @@ func (w *world) options() deploy.Options {
 		root, fat = w.killer.watch(w.t, model(w.root)), w.killer.watch(w.t, model(w.fat))
 	}
 	o := deploy.Options{
-		Root: w.running, Sysroot: root, ESP: fat, Vars: silentVars{}, Systemd: w.systemd, Clock: w.clock,
+		Root: w.running, Sysroot: root, ESP: fat, Vars: w.vars, Systemd: w.systemd, Clock: w.clock,
 		LockWait: 2 * time.Second, // a program that another test starts has the lock between fork and exec
 	}
 	if w.unmounted {

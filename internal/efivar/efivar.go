@@ -32,6 +32,10 @@ const (
 	LoaderDevicePartUUID = "LoaderDevicePartUUID" // partition UUID of the ESP
 	LoaderEntrySelected  = "LoaderEntrySelected"  // the entry that runs: its file name without counter
 	LoaderBootCountPath  = "LoaderBootCountPath"  // the entry's file if the loader has counted this boot
+	// Patterns for ids of entries that the loader starts instead of the first one.
+	LoaderEntryDefault    = "LoaderEntryDefault"
+	LoaderEntryPreferred  = "LoaderEntryPreferred"  // of systemd-boot 260 and newer
+	LoaderEntryLastBooted = "LoaderEntryLastBooted" // what "@saved" stands for
 )
 
 // maxSize bounds a variable, in bytes. Loader* variables are short.
