@@ -7,20 +7,17 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"runtime"
 	"slices"
 	"strings"
 
 	"github.com/cfsboot/cfsboot/bootimage"
 	"github.com/cfsboot/cfsboot/bootimage/bls"
-	"github.com/cfsboot/cfsboot/deploy/bootlog"
 	"github.com/cfsboot/cfsboot/deploy/esp"
 	"github.com/cfsboot/cfsboot/deploy/etcmerge"
 	"github.com/cfsboot/cfsboot/deploy/install"
 	"github.com/cfsboot/cfsboot/deploy/record"
 	"github.com/cfsboot/cfsboot/erofs/tree"
-	"github.com/cfsboot/cfsboot/fsverity"
 	"github.com/cfsboot/cfsboot/internal/durable"
 	"github.com/cfsboot/cfsboot/repo"
 	"github.com/cfsboot/cfsboot/repo/oci"
@@ -138,82 +135,6 @@ func (m *machine) checkSame(id string, want oci.Resolved, target record.ImageRef
 	return nil
 }
 
-// openTarget opens the target and its boot partition and looks whether there is
-// anything that must not be touched.
-func (m *machine) openTarget(dir, espPath string) error {
-	var err error
-	if m.top = m.Sysroot; m.top == nil {
-		if m.top, err = durable.OpenDir(dir); err != nil {
-			return err
-		}
-		m.onClose(m.top.Close)
-	}
-	if err := writable(m.top); err != nil {
-		return err
-	}
-	if err := checkTarget(m.top); err != nil {
-		return err
-	}
-	espDir := m.ESP
-	if espDir == nil {
-		path := espPath
-		if path == "" {
-			path, err = install.FindESP(dir)
-		} else {
-			err = install.CheckESP(path)
-		}
-		if err != nil {
-			return &RefusedError{Code: CodeNoESP, Err: err}
-		}
-		if espDir, err = durable.OpenDir(path); err != nil {
-			return err
-		}
-		m.onClose(espDir.Close)
-	}
-	m.esp = esp.New(espDir)
-	return writable(espDir)
-}
-
-// targetNames may be on a file system that is installed to: what mkfs and the
-// mount points of the caller leave.
-var targetNames = []string{"lost+found", "boot", "efi", repoDir, "state"}
-
-// checkTarget refuses a file system that holds anything else than an
-// installation that was interrupted.
-func checkTarget(top *durable.Dir) error {
-	list, err := top.ReadDir()
-	if err != nil {
-		return err
-	}
-	var foreign []string
-	used := false
-	for _, x := range list {
-		if !slices.Contains(targetNames, x.Name) {
-			foreign = append(foreign, x.Name)
-		}
-		used = used || x.Name == repoDir
-	}
-	if len(foreign) > 0 {
-		more := ""
-		if n := len(foreign) - maxPaths; n > 0 {
-			more = fmt.Sprintf(" and %d more", n)
-		}
-		return refuse(CodeTarget, "target %q is not empty: it holds %s%s", top.Path(), strings.Join(foreign[:min(len(foreign), maxPaths)], ", "), more)
-	}
-	j, err := bootlog.ReadJournal(top)
-	switch {
-	case errors.Is(err, record.ErrNoJournal) && used:
-		return refuse(CodeTarget, "target %q holds a repository %q that no installation of cfsboot made", top.Path(), repoDir)
-	case errors.Is(err, record.ErrNoJournal):
-		return nil
-	case err != nil:
-		return err
-	case len(j.State().Entries) > 0:
-		return refuse(CodeInstalled, "target %q holds an installation already", top.Path())
-	}
-	return nil
-}
-
 // startInstall takes the lock, starts or continues the journal, and makes the
 // repository.
 func (m *machine) startInstall(ctx context.Context, o InstallOptions) error {
@@ -243,74 +164,7 @@ func (m *machine) startInstall(ctx context.Context, o InstallOptions) error {
 	if err := m.recover(); err != nil {
 		return err
 	}
-	if err := m.top.Mkdir(repoDir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return err
-	}
-	dir, err := m.top.Sub(repoDir)
-	if err != nil {
-		return err
-	}
-	m.onClose(dir.Close)
-	if err := m.initRepo(ctx, dir, o.AllowMissingVerity); err != nil {
-		return err
-	}
-	if m.repo, err = repo.Open(ctx, dir, repo.Options{LockWait: m.LockWait, Logger: m.Logger, RequireVerity: !o.AllowMissingVerity}); err != nil {
-		return err
-	}
-	m.onClose(m.repo.Close)
-	return nil
-}
-
-// initRepo makes a repository with fs-verity, or without where there is none and
-// that is allowed.
-func (m *machine) initRepo(ctx context.Context, dir *durable.Dir, allowMissing bool) error {
-	err := checkBlocks(dir)
-	if err == nil {
-		err = repo.Init(ctx, dir, repo.InitOptions{})
-	}
-	var insecure *repo.InsecureError
-	var blocks *blockSizeError
-	switch {
-	case err == nil:
-		return nil
-	case errors.As(err, &insecure) && allowMissing:
-		return nil // a run before this one made it
-	case !errors.Is(err, errors.ErrUnsupported) && !errors.As(err, &insecure):
-		return err
-	case errors.As(err, &blocks) && !allowMissing:
-		return &RefusedError{Code: CodeNoVerity, Err: err}
-	case !allowMissing:
-		return &RefusedError{
-			Code: CodeNoVerity, Err: err,
-			Detail: fmt.Sprintf("the file system of %q has no fs-verity, so changed files would not be noticed (--allow-missing-verity does without)", m.top.Path()),
-		}
-	}
-	m.say("warning: %s has no fs-verity, changed files will not be noticed", m.top.Path())
-	return repo.Init(ctx, dir, repo.InitOptions{Insecure: true})
-}
-
-// blockSizeError says that the blocks of a file system are too small for
-// fs-verity with the Merkle blocks of composefs.
-type blockSizeError struct {
-	path      string
-	got, want int64 // bytes
-}
-
-func (e *blockSizeError) Error() string {
-	return fmt.Sprintf("the file system of %q has %d-byte blocks, want %d (mkfs.ext4 -b %d -O verity)", e.path, e.got, e.want, e.want)
-}
-
-// Unwrap: without fs-verity is how such a file system can be used.
-func (e *blockSizeError) Unwrap() error { return errors.ErrUnsupported }
-
-// checkBlocks finds out before the kernel does, which only answers EINVAL
-// (fs/verity/enable.c).
-func checkBlocks(dir *durable.Dir) error {
-	space, err := dir.Space()
-	if err == nil && space.BlockSize < fsverity.BlockSize {
-		err = &blockSizeError{dir.Path(), space.BlockSize, fsverity.BlockSize}
-	}
-	return err
+	return m.makeRepo(ctx, o.AllowMissingVerity)
 }
 
 // install does the work between begin and the commit point.
