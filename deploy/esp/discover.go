@@ -23,7 +23,14 @@ type Device struct {
 
 // ErrNoESP says that no boot partition was found; the error that wraps it tells
 // where it was looked for.
-var ErrNoESP = fmt.Errorf("no EFI system partition: %w", fs.ErrNotExist)
+var ErrNoESP error = noESP{}
+
+type noESP struct{}
+
+func (noESP) Error() string { return "no EFI system partition" }
+
+// Unwrap says that something is missing, but not in the text.
+func (noESP) Unwrap() error { return fs.ErrNotExist }
 
 // Find returns the partitions that may be the boot partition of the running system,
 // each once and at least one, the likeliest first: the one that the boot loader
