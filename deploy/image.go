@@ -166,7 +166,7 @@ func CheckBootable(ctx context.Context, r *repo.Repository, plain fsverity.Diges
 }
 
 // checkTree is CheckBootable for the tree of a plain image.
-func checkTree(root *tree.Node, r *repo.Repository) (*bootimage.Resources, error) {
+func checkTree(root *tree.Node, r bootimage.ObjectOpener) (*bootimage.Resources, error) {
 	res, err := bootimage.FindResources(root, r)
 	if err != nil {
 		return nil, refuseImage(err)

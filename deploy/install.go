@@ -336,13 +336,9 @@ func (m *machine) loader(ctx context.Context, img *image, timeout int) (esp.Payl
 	if arch == "" {
 		arch = runtime.GOARCH
 	}
-	path, err := install.LoaderPath(arch)
+	node, err := findLoader(img.tree, arch)
 	if err != nil {
-		return esp.Payload{}, &RefusedError{Code: CodeImage, Err: err}
-	}
-	node, err := img.tree.Find(path)
-	if err != nil || node.Kind != tree.Regular {
-		return esp.Payload{}, &RefusedError{Code: CodeImage, Detail: fmt.Sprintf("the image has no boot loader /%s; it is in the package systemd-boot-efi", path), Err: err}
+		return esp.Payload{}, err
 	}
 	switch {
 	case timeout == 0:
@@ -355,6 +351,19 @@ func (m *machine) loader(ctx context.Context, img *image, timeout int) (esp.Payl
 		return esp.Payload{}, &RefusedError{Code: CodeImage, Err: err}
 	}
 	return esp.NewPayload(ctx, files)
+}
+
+// findLoader finds systemd-boot in an image.
+func findLoader(root *tree.Node, arch string) (*tree.Node, error) {
+	path, err := install.LoaderPath(arch)
+	if err != nil {
+		return nil, &RefusedError{Code: CodeImage, Err: err}
+	}
+	node, err := root.Find(path)
+	if err != nil || node.Kind != tree.Regular {
+		return nil, &RefusedError{Code: CodeImage, Detail: fmt.Sprintf("the image has no boot loader /%s; it is in the package systemd-boot-efi", path), Err: err}
+	}
+	return node, nil
 }
 
 // placeLoader puts the loader onto the boot partition. Files of somebody else

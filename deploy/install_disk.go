@@ -16,10 +16,12 @@ import (
 	"github.com/cfsboot/cfsboot/deploy/esp"
 	"github.com/cfsboot/cfsboot/deploy/install"
 	"github.com/cfsboot/cfsboot/deploy/install/disk"
+	"github.com/cfsboot/cfsboot/deploy/record"
 	"github.com/cfsboot/cfsboot/internal/durable"
 	"github.com/cfsboot/cfsboot/internal/mnt"
 	"github.com/cfsboot/cfsboot/internal/progress"
 	"github.com/cfsboot/cfsboot/repo"
+	"github.com/cfsboot/cfsboot/repo/pull"
 )
 
 // DiskOptions are those of InstallToDisk. Sysroot, ESP, ESPPath and RootUUID are
@@ -67,9 +69,10 @@ type InstalledPartition struct {
 // Everything that can be known is checked before the disk is written: that it is
 // not in use, that it is empty or may be wiped, that it is large enough, that
 // kernel and programs can do it, and that the image is there. From the first write
-// on until the end the disk counts as incomplete, and says so to the next run.
+// on until the end the disk counts as incomplete, and says so to the next run. A
+// file that was made for it is removed again if anything fails.
 //
-// Errors: *RefusedError, *durable.SpaceError, *repo.LockedError if somebody else is
+// Errors: *IncompleteError around everything after the first write, *RefusedError, *durable.SpaceError, *repo.LockedError if somebody else is
 // writing the disk, fs.ErrPermission, fs.ErrNotExist, errors.ErrUnsupported, and
 // those of Install.
 func InstallToDisk(ctx context.Context, path string, o DiskOptions) (_ *DiskChange, err error) {
@@ -106,16 +109,45 @@ func InstallToDisk(ctx context.Context, path string, o DiskOptions) (_ *DiskChan
 	if plan.NoVerity, err = checkKernel(found, o.AllowMissingVerity); err != nil {
 		return nil, err
 	}
-	if err := o.checkImage(ctx, plan); err != nil {
+	if err := o.checkImage(ctx, plan, arch); err != nil {
 		return nil, err
 	}
-	if dev == nil {
+	made := dev == nil
+	if made {
 		if dev, err = makeFile(ctx, path, o.Size); err != nil {
 			return nil, err
 		}
 	}
-	return o.install(ctx, plan, dev, found.Size)
+	c, err := o.install(ctx, plan, dev, found.Size)
+	switch {
+	case err == nil:
+		return c, nil
+	case made:
+		return nil, &IncompleteError{Path: path, Removed: true, Err: errors.Join(err, removeFile(path))}
+	}
+	return nil, &IncompleteError{Path: path, Destroyed: plan.Destroys, Err: err}
 }
+
+// IncompleteError is what went wrong after the first write to a disk.
+type IncompleteError struct {
+	Path      string
+	Destroyed []string // what was on the disk
+	Removed   bool     // a file that was made for it, which is gone again
+	Err       error
+}
+
+func (e *IncompleteError) Error() string {
+	switch {
+	case e.Removed:
+		return fmt.Sprintf("the new file %q is removed again: %v", e.Path, e.Err)
+	case len(e.Destroyed) > 0:
+		return fmt.Sprintf("%s was wiped (%s) and is incomplete: %v", e.Path, strings.Join(e.Destroyed, "; "), e.Err)
+	}
+	return fmt.Sprintf("%s was written to and is incomplete: %v", e.Path, e.Err)
+}
+
+// Unwrap returns the cause.
+func (e *IncompleteError) Unwrap() error { return e.Err }
 
 // probe opens the disk, locks it and looks at it. For a file that is to be made
 // there is nothing to open.
@@ -223,8 +255,9 @@ func checkKernel(d disk.Disk, allowMissing bool) (noVerity bool, err error) {
 }
 
 // checkImage asks for the image before the disk is written: it must be there, and
-// not be larger than the root partition as it is transferred already.
-func (o DiskOptions) checkImage(ctx context.Context, plan *disk.Plan) (err error) {
+// not be larger than the root partition as it is transferred already. If something
+// is on the disk and the image need not be fetched for it, it is looked into, too.
+func (o DiskOptions) checkImage(ctx context.Context, plan *disk.Plan, arch string) (err error) {
 	src, resolved, err := resolve(ctx, o.PullOptions, o.Image)
 	if err != nil {
 		return err
@@ -234,7 +267,32 @@ func (o DiskOptions) checkImage(ctx context.Context, plan *disk.Plan) (err error
 	if err == nil && size > plan.RootSize {
 		err = &durable.SpaceError{Where: plan.Path, Need: size, Have: plan.RootSize, Err: unix.ENOSPC}
 	}
+	if err != nil {
+		return err
+	}
+	opts := pull.Options{Bootable: true, Platform: o.Platform, Progress: o.Progress, Logger: o.Logger}
+	if ref, err := record.ParseImageReference(o.Image); err != nil || ref.Transport == "registry" || len(plan.Destroys) == 0 {
+		return refuseImage(pull.Check(ctx, src, opts))
+	}
+	// It is at hand, and something will be lost: all of it is looked into.
+	root, err := pull.Survey(ctx, nil, src, opts, wantedBySurvey)
+	if err != nil {
+		return refuseImage(err)
+	}
+	if _, err := checkTree(root, nil); err != nil {
+		return err
+	}
+	_, err = findLoader(root, arch)
 	return err
+}
+
+// removeFile removes what makeFile has made.
+func removeFile(path string) error {
+	parent, err := durable.OpenDir(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	return errors.Join(parent.Remove(filepath.Base(path)), parent.Close())
 }
 
 // makeFile makes a sparse file.
@@ -256,14 +314,14 @@ func makeFile(ctx context.Context, path string, size int64) (*os.File, error) {
 		return nil, fmt.Errorf("make a file of %d bytes: %w", size, errors.Join(err, parent.Remove(filepath.Base(path))))
 	}
 	if err := parent.Sync(); err != nil {
-		return nil, err
+		return nil, errors.Join(err, removeFile(path))
 	}
 	dev, err := disk.Open(path)
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, removeFile(path))
 	}
 	if err := lockDisk(ctx, dev); err != nil {
-		return nil, errors.Join(err, dev.Close())
+		return nil, errors.Join(err, dev.Close()) // somebody else has it
 	}
 	return dev, nil
 }

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
 	"github.com/cfsboot/cfsboot/deploy"
@@ -293,10 +294,16 @@ func TestRootInstallInterrupted(t *testing.T) {
 	needLab(t)
 	img := linkedHome(t, "1")
 	stop := errors.New("stopped")
-	for n := range 5 { // sfdisk, mkfs.vfat, mkfs.ext4, sfdisk; then nothing stops it
+	empty := func() string {
 		file := filepath.Join(t.TempDir(), "image")
+		must(t, os.WriteFile(file, nil, 0o600))
+		must(t, os.Truncate(file, testDiskSize))
+		return file
+	}
+	for n := range 5 { // sfdisk, mkfs.vfat, mkfs.ext4, sfdisk; then nothing stops it
+		file := empty()
 		o := diskOptions(img)
-		o.Size, o.Tools = testDiskSize, &stopper{left: n, err: stop}
+		o.Tools = &stopper{left: n, err: stop}
 		_, err := deploy.InstallToDisk(t.Context(), file, o)
 		if n == 4 {
 			if err != nil {
@@ -307,7 +314,7 @@ func TestRootInstallInterrupted(t *testing.T) {
 		if !errors.Is(err, stop) {
 			t.Fatalf("stopped at program %d: got %v", n+1, err)
 		}
-		o.Size, o.Tools = 0, nil
+		o.Tools = nil
 		_, err = deploy.InstallToDisk(t.Context(), file, o)
 		if n == 0 { // nothing was written
 			if err != nil {
@@ -326,24 +333,84 @@ func TestRootInstallInterrupted(t *testing.T) {
 		}
 	}
 	// In the middle of the pull, and cancelled.
-	file := filepath.Join(t.TempDir(), "image")
-	o := diskOptions(img)
-	o.Size = testDiskSize
-	ctx, cancel := context.WithCancel(t.Context())
-	open, calls := o.OpenSource, 0
-	o.OpenSource = func(ctx context.Context, ref string) (oci.Source, error) {
-		if calls++; calls == 2 {
-			cancel()
-			return nil, ctx.Err()
+	file := empty()
+	cancelled := func(size int64) error {
+		o := diskOptions(img)
+		o.Size = size
+		ctx, cancel := context.WithCancel(t.Context())
+		open, calls := o.OpenSource, 0
+		o.OpenSource = func(ctx context.Context, ref string) (oci.Source, error) {
+			if calls++; calls == 2 {
+				cancel()
+				return nil, ctx.Err()
+			}
+			return open(ctx, ref)
 		}
-		return open(ctx, ref)
+		_, err := deploy.InstallToDisk(ctx, file, o)
+		return err
 	}
-	if _, err := deploy.InstallToDisk(ctx, file, o); !errors.Is(err, context.Canceled) {
+	var incomplete *deploy.IncompleteError
+	if err := cancelled(0); !errors.Is(err, context.Canceled) || !errors.As(err, &incomplete) || incomplete.Removed {
 		t.Fatalf("got %v", err)
 	}
-	o = diskOptions(img)
-	_, err := deploy.InstallToDisk(t.Context(), file, o)
+	_, err := deploy.InstallToDisk(t.Context(), file, diskOptions(img))
 	wantRefusal(t, err, deploy.CodeIncomplete, "incomplete")
+	// A file that the command has made goes again, and the same command can be repeated.
+	must(t, os.Remove(file))
+	for range 2 {
+		if err := cancelled(testDiskSize); !errors.Is(err, context.Canceled) || !errors.As(err, &incomplete) || !incomplete.Removed {
+			t.Fatalf("got %v", err)
+		}
+		if _, err := os.Lstat(file); !errors.Is(err, fs.ErrNotExist) {
+			t.Fatalf("the file is there: %v", err)
+		}
+	}
+	o := diskOptions(img)
+	o.Size = testDiskSize
+	if _, err := deploy.InstallToDisk(t.Context(), file, o); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestRootInstallWipeInVain: what can be known of an image is known before --wipe
+// destroys anything, and what is destroyed all the same is said.
+func TestRootInstallWipeInVain(t *testing.T) {
+	needLab(t)
+	without := func(name string) *ocitest.Image {
+		files := osTree("1")
+		delete(files, name)
+		return buildImage(t, files)
+	}
+	file := filepath.Join(t.TempDir(), "image")
+	must(t, os.WriteFile(file, []byte("precious"), 0o600))
+	must(t, os.Truncate(file, testDiskSize))
+	wipe := func(img *ocitest.Image, image string) error {
+		o := diskOptions(img)
+		source := &ocitest.Source{Image: img}
+		o.OpenSource = func(context.Context, string) (oci.Source, error) { return source, nil }
+		o.Wipe, o.Image, o.TargetImage = true, image, reference
+		_, err := deploy.InstallToDisk(t.Context(), file, o)
+		return err
+	}
+	const kernel, loader = "usr/lib/modules/6.12/vmlinuz", "usr/lib/systemd/boot/efi/systemd-bootx64.efi"
+	for name, img := range map[string]*ocitest.Image{
+		"kernel": without(kernel), "loader": without(loader), "os-release": without("usr/lib/os-release"),
+		"platform": buildImageFor(t, osTree("1"), v1.Platform{OS: "linux", Architecture: "riscv64"}),
+	} {
+		err := wipe(img, "oci:/images:1")
+		if data := head(t, file); !refusedFor(deploy.CodeImage)(err) || !strings.HasPrefix(string(data), "precious") {
+			t.Errorf("%s: got %v, and the disk begins with %.8q", name, err, data)
+		}
+	}
+	// One in a registry is not fetched twice.
+	err := wipe(without(kernel), reference)
+	var incomplete *deploy.IncompleteError
+	if !errors.As(err, &incomplete) || !refusedFor(deploy.CodeImage)(err) || !strings.Contains(err.Error(), "was wiped (data that is no disk image) and is incomplete: ") || strings.Contains(err.Error(), "\n") {
+		t.Errorf("got %v", err)
+	}
+	if err := wipe(linkedHome(t, "1"), "oci:/images:1"); err != nil {
+		t.Error(err)
+	}
 }
 
 // TestRootInstallRefusedUntouched: what can be known before is known before.

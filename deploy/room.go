@@ -107,14 +107,17 @@ func (m *objectRoom) allow(ctx context.Context, ids []string) error {
 	return nil
 }
 
+// wantedBySurvey are the files whose contents checkTree looks at.
+func wantedBySurvey(path string) bool {
+	return strings.HasSuffix(path, "lib/os-release") || strings.Contains(path, "/kargs.d/")
+}
+
 // survey reads an image without storing it, and refuses one that could not be
 // deployed: as CheckBootable does, and if its payload does not fit.
 func (m *machine) survey(ctx context.Context, src oci.Source, f following) error {
 	root, err := pull.Survey(ctx, m.repo, src, pull.Options{
 		Bootable: true, Platform: f.Platform, Progress: m.Progress, Logger: m.Logger,
-	}, func(path string) bool {
-		return strings.HasSuffix(path, "lib/os-release") || strings.Contains(path, "/kargs.d/")
-	})
+	}, wantedBySurvey)
 	if err != nil {
 		return refuseImage(err)
 	}

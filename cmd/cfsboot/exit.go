@@ -71,7 +71,9 @@ type class struct {
 // classes maps errors to exit statuses; the first match wins. Every other error is "failed", status 1.
 var classes = []class{
 	{"interrupted", 130, func(err error) bool { return is[interrupted](err) || errors.Is(err, context.Canceled) }, "run the command again: it goes on from what is complete"},
-	{"usage", 2, func(err error) bool { return is[usageError](err) || is[*remote.ReferenceError](err) || is[*oci.TagError](err) }, ""},
+	{"usage", 2, func(err error) bool {
+		return is[usageError](err) || is[*remote.ReferenceError](err) || is[*oci.TagError](err)
+	}, ""},
 	{"locked", 7, is[*repo.LockedError], "wait for the other process to end, or stop it"},
 	{"no-space", 4, is[*durable.SpaceError], ""},
 	{"conflict", 6, is[*deploy.ConflictError], "change the files named above back, or move them away, and run the command again"},
@@ -160,6 +162,18 @@ func (e *env) fail(err error) int {
 		c.advice = "" // it was run as root
 	case c.name == "no-space":
 		c.advice = e.room
+	}
+	var incomplete *deploy.IncompleteError
+	if errors.As(err, &incomplete) {
+		again := "run the command again"
+		if !incomplete.Removed {
+			again += " with --wipe"
+		}
+		if c.name == "interrupted" || c.advice == "" {
+			c.advice = again
+		} else {
+			c.advice += ", and " + again
+		}
 	}
 	var left *pull.LeftError
 	if errors.As(err, &left) && e.room != roomOfInstall {

@@ -178,6 +178,21 @@ func newPuller(r *repo.Repository, src oci.Source, opts Options) (*puller, error
 			return nil, err
 		}
 	}
+	opts = opts.withDefaults()
+	if err := r.Writable(); err != nil {
+		return nil, err // it names the repository
+	}
+	p := &puller{r: r, src: src, opts: opts, format: oci.DefaultFormat(r), named: map[string]digest.Digest{}}
+	if p.format != erofs.V1 {
+		return nil, fmt.Errorf("repository %q has image format %d: %w", r.Path(), p.format, erofs.ErrVersion)
+	}
+	for _, extra := range r.Formats()[1:] {
+		opts.Logger.Warn("images of this format are not made", "format", extra)
+	}
+	return p, nil
+}
+
+func (opts Options) withDefaults() Options {
 	if opts.Policy == nil {
 		opts.Policy = keyring.Pinned{}
 	}
@@ -190,17 +205,7 @@ func newPuller(r *repo.Repository, src oci.Source, opts Options) (*puller, error
 	if opts.Parallel <= 0 {
 		opts.Parallel = min(4, runtime.GOMAXPROCS(0))
 	}
-	if err := r.Writable(); err != nil {
-		return nil, err // it names the repository
-	}
-	p := &puller{r: r, src: src, opts: opts, format: oci.DefaultFormat(r), named: map[string]digest.Digest{}}
-	if p.format != erofs.V1 {
-		return nil, fmt.Errorf("repository %q has image format %d: %w", r.Path(), p.format, erofs.ErrVersion)
-	}
-	for _, extra := range r.Formats()[1:] {
-		opts.Logger.Warn("images of this format are not made", "format", extra)
-	}
-	return p, nil
+	return opts
 }
 
 // resolve finds out which image it is and reads its config.
@@ -232,18 +237,21 @@ func (p *puller) resolve(ctx context.Context) error {
 
 // config takes the config from the repository or from the source.
 func (p *puller) config(ctx context.Context) error {
-	stored, err := oci.OpenImage(ctx, p.r, p.img.ManifestDigest)
-	if err == nil {
-		p.img = stored
-		return nil
+	if p.r != nil {
+		stored, err := oci.OpenImage(ctx, p.r, p.img.ManifestDigest)
+		if err == nil {
+			p.img = stored
+			return nil
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		// Whatever is wrong with what is stored, a fresh import replaces it.
+		if !errors.Is(err, repo.ErrNotFound) {
+			p.opts.Logger.Warn("stored image is not usable", "manifest", p.img.ManifestDigest, "error", err)
+		}
 	}
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	// Whatever is wrong with what is stored, a fresh import replaces it.
-	if !errors.Is(err, repo.ErrNotFound) {
-		p.opts.Logger.Warn("stored image is not usable", "manifest", p.img.ManifestDigest, "error", err)
-	}
+	var err error
 	desc := p.img.Manifest.Config
 	where := "config " + desc.Digest.String()
 	if p.img.ConfigJSON, err = oci.ReadBlob(ctx, p.src, "config of "+p.reference, desc, oci.MaxConfigSize); err != nil {
