@@ -1,9 +1,12 @@
 package esp
 
 import (
+	"io/fs"
 	"path"
 	"strings"
 	"unicode/utf16"
+
+	"golang.org/x/sys/unix"
 )
 
 // File is something to be placed: its path below the root of the ESP, with
@@ -76,4 +79,51 @@ const minReserve = 4 << 20
 // most an eighth of it, so that a 32 MiB one remains usable.
 func Reserve(total int64) int64 {
 	return min(max(total/100, minReserve), total/8)
+}
+
+// Space is the room on the partition, in bytes.
+type Space struct {
+	Free, Total, Cluster int64
+}
+
+// Space asks the file system.
+func (e *ESP) Space() (Space, error) {
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(e.dir.Fd(), &st); err != nil {
+		return Space{}, &fs.PathError{Op: "statfs", Path: e.dir.Path(), Err: err}
+	}
+	size := st.Bsize                                                                                // on vfat the cluster
+	return Space{Free: int64(st.Bavail) * size, Total: int64(st.Blocks) * size, Cluster: size}, nil //nolint:gosec // below 2^63 on any real file system
+}
+
+// NeedFor returns the bytes that have to be free to place the files, without
+// those that are there with the right size, and one entry of a cluster.
+func (e *ESP) NeedFor(digest string, files []Sum, cluster int64) int64 {
+	var missing []File
+	for _, f := range files {
+		if st, err := e.dir.Lstat(Path(digest, f.Name)); err == nil && st.Size == f.Size {
+			continue
+		}
+		missing = append(missing, File{Path(digest, f.Name), f.Size})
+	}
+	missing = append(missing, File{EntryDir + "/" + strings.Repeat("x", 64), cluster})
+	return Cost(missing, cluster, func(dir string) bool {
+		ok, err := e.dir.Exists(dir)
+		return err == nil && ok
+	})
+}
+
+// NeedForFiles returns the bytes that have to be free for Ensure to place files
+// that are not there yet.
+func (e *ESP) NeedForFiles(files []Sum, cluster int64) int64 {
+	var missing []File
+	for _, f := range files {
+		if ok, err := e.dir.Exists(f.Name); err != nil || !ok {
+			missing = append(missing, File{f.Name, f.Size})
+		}
+	}
+	return Cost(missing, cluster, func(dir string) bool {
+		ok, err := e.dir.Exists(dir)
+		return err == nil && ok
+	})
 }
