@@ -1,6 +1,7 @@
 package deploy_test
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -162,17 +163,60 @@ func TestLostEntryIsTold(t *testing.T) {
 	}
 }
 
-// TestDefectIsTold: the kernel of the running default is gone; whoever looks at the
-// machine hears that.
+// TestDefectIsTold: the kernel of the running default is gone. Commands say so, and
+// an upgrade without anything newer puts it back; what is there and wrong is not
+// changed, since an entry names it.
 func TestDefectIsTold(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
 	r2 := release(t, "2")
-	ids := w.releases(release(t, "1"), r2)
-	w.take("payload", ids[1])
-	r, err := w.gc(0)
-	must(t, err)
-	if !slices.ContainsFunc(r.Warnings, func(s string) bool { return strings.Contains(s, "cannot boot") && strings.Contains(s, "vmlinuz") }) {
-		t.Errorf("gc: %q", r.Warnings)
+	base := newWorld(t)
+	ids := base.releases(release(t, "1"), r2)
+	for _, what := range []string{"payload", "kernel", "cut initrd"} {
+		w := base.copy()
+		w.take(what, ids[1])
+		r, err := w.gc(0)
+		must(t, err)
+		if !slices.ContainsFunc(r.Warnings, func(s string) bool { return strings.Contains(s, "cannot boot") && strings.Contains(s, "boot file") }) {
+			t.Errorf("%s: gc: %q", what, r.Warnings)
+		}
+		c, err := w.upgrade(r2)
+		if what == "cut initrd" {
+			var bad *esp.VerifyError
+			if !errors.As(err, &bad) {
+				t.Errorf("%s: upgrade: %v", what, err)
+			}
+			continue
+		}
+		if !errors.Is(err, deploy.ErrNothingToDo) || len(c.Warnings) != 1 || !strings.Contains(c.Warnings[0], "placed again") {
+			t.Errorf("%s: upgrade: %+v, %v", what, c, err)
+		}
+		if got := w.boot(); got != ids[1] {
+			t.Errorf("%s: booted %s", what, got)
+		}
+		if got := w.told(deploy.ProblemPayload); got != nil {
+			t.Errorf("%s: status %q", what, got)
+		}
+	}
+}
+
+// TestRollbackToDefectiveDefault: what rollback has made the default loses a part;
+// the same command says so instead of having nothing to do.
+func TestRollbackToDefectiveDefault(t *testing.T) {
+	t.Parallel()
+	base := newWorld(t)
+	ids := base.releases(release(t, "1"), release(t, "2"))
+	must(t, settled(base.rollback("")))
+	for what := range defects {
+		for _, id := range []string{"", ids[0]} {
+			w := base.copy()
+			w.take(what, ids[0])
+			if _, err := w.rollback(id); err == nil || errors.Is(err, deploy.ErrNothingToDo) {
+				t.Errorf("%s: %v", what, err)
+			}
+			must(t, settled(w.rollback(ids[1]))) // the way back
+			if got := w.boot(); got != ids[1] {
+				t.Errorf("%s: booted %s", what, got)
+			}
+		}
 	}
 }

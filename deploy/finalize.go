@@ -85,7 +85,7 @@ func (m *machine) arm(ctx context.Context, st record.Staged) (uint64, error) {
 	if err := m.checkImage(ctx, st.Deployment); err != nil {
 		return 0, err
 	}
-	if err := m.ensurePayload(ctx, st); err != nil {
+	if err := m.ensurePayload(ctx, st.Deployment, st.BootDigest); err != nil {
 		return 0, err
 	}
 	seq, err := m.writeEntry(d, st.Entry, record.DefaultTries)
@@ -160,27 +160,27 @@ func (m *machine) checkImage(ctx context.Context, id string) error {
 
 // ensurePayload reads the payload back from the medium. Between staging and
 // shutdown there may have been a power cut and a file system check, so one that
-// is not whole is placed again.
-func (m *machine) ensurePayload(ctx context.Context, st record.Staged) error {
-	err := m.esp.CheckDigest(ctx, st.BootDigest)
+// is not whole is placed again; of one that an entry names only what is not there.
+func (m *machine) ensurePayload(ctx context.Context, id, digest string) error {
+	err := m.esp.CheckDigest(ctx, digest)
 	var bad *esp.VerifyError
-	if !errors.As(err, &bad) || m.payloadInUse(st.BootDigest) {
+	if !errors.As(err, &bad) || m.payloadInUse(digest) && !bad.Missing() {
 		return inTheWay(err)
 	}
 	m.Logger.Warn("the payload on the boot partition is damaged, placing it again", "error", err)
 	img := &image{}
-	if img.Boot, err = fsverity.ParseHex(st.Deployment); err != nil {
+	if img.Boot, err = fsverity.ParseHex(id); err != nil {
 		return err
 	}
-	d := m.facts.Deployments[st.Deployment]
+	d := m.facts.Deployments[id]
 	if img.Plain, err = fsverity.ParseHex(d.PlainID); err != nil {
 		return err
 	}
 	if _, err := m.bootFiles(ctx, img); err != nil {
 		return err
 	}
-	if got := img.payload.Digest; got != st.BootDigest {
-		return fmt.Errorf("kernel and initrd of image %s: got boot digest %s, want %s; run `cfsboot upgrade` again", short(d.PlainID), got, st.BootDigest)
+	if got := img.payload.Digest; got != digest {
+		return fmt.Errorf("kernel and initrd of image %s: got boot digest %s, want %s; run `cfsboot upgrade` again", short(d.PlainID), got, digest)
 	}
 	return m.placePayload(ctx, img)
 }

@@ -3,7 +3,9 @@ package deploy
 import (
 	"context"
 	"errors"
+	"fmt"
 	"path/filepath"
+	"slices"
 
 	"github.com/opencontainers/go-digest"
 
@@ -58,11 +60,33 @@ func (m *machine) settle(ctx context.Context, act action, f following, changed b
 	case act == actKeep:
 		return m.keep(ctx, f.downloadOnly, changed)
 	}
+	id := m.idOf(act)
+	mended, err := m.mendPayload(ctx, id)
+	if err != nil {
+		return nil, err
+	}
 	m.clean(ctx)
 	if changed {
-		return m.change(ActionReference, m.idOf(act)), nil
+		c := m.change(ActionReference, id)
+		c.Warnings = append(c.Warnings, mended...)
+		return c, nil
 	}
-	return m.change(ActionNone, m.idOf(act)), ErrNothingToDo
+	c := m.change(ActionNone, id)
+	c.Warnings = append(c.Warnings, mended...)
+	return c, ErrNothingToDo
+}
+
+// mendPayload places what is not there any more of the kernel and the initrd of a
+// deployment that is the default already. It returns a warning if it did so.
+func (m *machine) mendPayload(ctx context.Context, id string) ([]string, error) {
+	a := m.facts.State.LatestOf(id)
+	if a == nil || !slices.ContainsFunc(m.facts.defects[id], func(x defect) bool { return x.Code == ProblemPayload }) {
+		return nil, nil
+	}
+	if err := m.ensurePayload(ctx, id, a.BootDigest); err != nil {
+		return nil, fmt.Errorf("place kernel and initrd of deployment %s: %w", short(id), err)
+	}
+	return []string{fmt.Sprintf("kernel or initrd of deployment %s was gone from the boot partition and was placed again", short(id))}, m.look()
 }
 
 // keep leaves the staged deployment staged: for the next shutdown, or until

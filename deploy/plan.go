@@ -202,7 +202,7 @@ func decideRollback(f Facts, id string) (rollbackPlan, error) {
 	if !target.Blessed {
 		p.Tries = record.DefaultTries
 	}
-	p.Default = next == target.Deployment
+	p.Default = next == target.Deployment && (next == booted || !f.broken(next)) // else the command says what is wrong
 	if p.Default && p.Drop == "" {
 		return p, ErrNothingToDo
 	}

@@ -40,6 +40,9 @@ func (e *ESP) CheckForeign(ctx context.Context, files []Content) error {
 	return err
 }
 
+// Missing tells whether there is nothing at all in the place of the file.
+func (e *VerifyError) Missing() bool { return e.Got == missing }
+
 // missing lists the files that have to be written.
 func (e *ESP) missing(ctx context.Context, files []Content, leftover bool) ([]Content, error) {
 	var todo []Content
