@@ -105,5 +105,19 @@ func (m *machine) keepCount() (int, error) {
 	for _, key := range unknown {
 		m.Logger.Warn("unknown key in the configuration", "key", key)
 	}
-	return c.Keep, err
+	if err != nil {
+		return 0, &RefusedError{Code: CodeConfig, Err: err}
+	}
+	return c.Keep, nil
+}
+
+// readConfig tells what is wrong with the configuration.
+func (r *statusReader) readConfig() {
+	_, unknown, err := ReadConfig(r.Root)
+	if err != nil {
+		r.problem(ProblemConfig, "correct it: until then old deployments stay", err)
+	}
+	for _, key := range unknown {
+		r.problem(ProblemConfig, "a word that is misspelled counts for nothing", fmt.Errorf("unknown key %s", key))
+	}
 }

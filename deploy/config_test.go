@@ -58,3 +58,29 @@ func TestReadConfig(t *testing.T) {
 		})
 	}
 }
+
+// TestConfigIsTold: a configuration that cannot be used is one refusal where it
+// decides, and a problem in the status; a word that is misspelled is a problem.
+func TestConfigIsTold(t *testing.T) {
+	for text, want := range map[string]string{
+		"keep = -1\n": "want 0 to 100", "keep = \"x\"\n": "keep", "nonsense": "unexpected EOF", "keep = 100000000000000000000\n": "keep", "keeep = 3\n": "unknown key", "keep = 3\n": "",
+	} {
+		w := newWorld(t)
+		w.releases(release(t, "1"), release(t, "2"))
+		w.configure(text)
+		broken := want != "" && want != "unknown key"
+		got := w.told(deploy.ProblemConfig)
+		if (want == "") != (len(got) == 0) || want != "" && (len(got) != 1 || !strings.Contains(got[0], want) || !strings.Contains(got[0], "cfsboot.toml")) {
+			t.Errorf("%q: status says %q, want %q", text, got, want)
+		}
+		_, err := deploy.GC(t.Context(), deploy.GCOptions{Options: w.options(), Keep: -1})
+		if broken != refusedFor(deploy.CodeConfig)(err) || !broken && err != nil {
+			t.Errorf("%q: gc: %v", text, err)
+		}
+		c, err := w.upgrade(release(t, "3"))
+		must(t, err)
+		if broken != (len(c.Warnings) == 1 && strings.Contains(c.Warnings[0], "cfsboot.toml")) {
+			t.Errorf("%q: upgrade warns %q", text, c.Warnings)
+		}
+	}
+}

@@ -42,6 +42,7 @@ const (
 	CodeStaged       = "staged"        // the deployment is staged
 	CodeLast         = "last-good"     // no other deployment is known to boot
 	CodeEntries      = "entries"       // the boot partition does not show what the journal says
+	CodeConfig       = "config"        // cfsboot.toml cannot be used
 	CodeRoots        = "gc-roots"      // what runs is not in the repository
 )
 

@@ -353,6 +353,7 @@ const (
 	ProblemState       = "state"              // the state of a deployment is gone, or a part of it
 	ProblemImage       = "image"              // the image of a deployment is not in the repository
 	ProblemPayload     = "payload"            // kernel or initrd of a deployment is missing, or has another size
+	ProblemConfig      = "config"             // cfsboot.toml cannot be used, or has what nobody reads
 	ProblemClock       = "clock"              // the clock is behind what was recorded
 )
 

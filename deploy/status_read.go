@@ -27,6 +27,7 @@ func ReadStatus(_ context.Context, o Options) Status {
 	r := statusReader{Options: o.withDefaults()}
 	r.in.Now = r.Clock.Now()
 	r.readBooted()
+	r.readConfig()
 	r.readRoot()
 	r.readTop()
 	r.readUpdate()

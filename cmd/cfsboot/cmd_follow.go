@@ -19,6 +19,9 @@ type upgradeFlags struct {
 
 // conflicts refuses flags that contradict each other.
 func (f upgradeFlags) conflicts(cmd *cobra.Command) error {
+	if f.fromDownloaded && f.retry {
+		return usageErrorf(cmd, "--from-downloaded and --retry contradict each other: nothing is pulled that could have failed to boot")
+	}
 	flags := []struct {
 		name string
 		set  bool
@@ -90,6 +93,9 @@ then has nothing to follow.`,
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			if o.DownloadOnly && o.Apply {
 				return usageErrorf(cmd, "--download-only and --apply contradict each other")
+			}
+			if err := checkReference(cmd, "IMAGE", args[0]); err != nil {
+				return err
 			}
 			if o.PullOptions, err = src.options(cmd, e); err != nil {
 				return err

@@ -32,8 +32,8 @@ func (i *installFlags) bind(cmd *cobra.Command) {
 // options checks the flags and returns what they say.
 func (i *installFlags) options(cmd *cobra.Command, e *env) (o deploy.InstallOptions, err error) {
 	o = i.o
-	if o.Image == "" {
-		return o, usageErrorf(cmd, "--image is required: what is to be installed")
+	if err := checkReferences(cmd, o); err != nil {
+		return o, err
 	}
 	if o.PullOptions, err = i.src.options(cmd, e); err != nil {
 		return o, err

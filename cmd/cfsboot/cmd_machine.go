@@ -73,6 +73,9 @@ func newRollbackCommand(e *env) *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o := deploy.RollbackOptions{Options: e.machine()}
 			if len(args) == 1 {
+				if err := checkID(cmd, args[0]); err != nil {
+					return err
+				}
 				o.ID = args[0]
 			}
 			return e.changed(deploy.Rollback(cmd.Context(), o))

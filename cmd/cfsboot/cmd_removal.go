@@ -58,6 +58,9 @@ its objects. The running one, the staged one, and the last one that is known to 
 Interrupted at any point, the command can be repeated.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := checkID(cmd, args[0]); err != nil {
+				return err
+			}
 			r, err := deploy.Delete(cmd.Context(), deploy.DeleteOptions{Options: e.machine(), ID: args[0]})
 			if err != nil {
 				return err

@@ -45,6 +45,7 @@ whose fs-verity digest the boot entry names.`,
 		newRecordFailureCommand(e),
 		newReviewBootsCommand(e),
 	)
+	cmd.InitDefaultCompletionCmd() // now, not when it runs: what holds for the others holds for it
 	refuseUnknown(cmd)
 	addCompletions(cmd, e)
 	return cmd

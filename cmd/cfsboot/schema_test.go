@@ -185,6 +185,9 @@ func TestEveryCommandHasSchema(t *testing.T) {
 			return
 		}
 		path := c.CommandPath()
+		if strings.HasPrefix(path, "cfsboot completion ") {
+			return // a program for the shell
+		}
 		seen[path] = true
 		schema, ok := commandSchemas[path]
 		if !ok {

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/cfsboot/cfsboot/deploy"
+	"github.com/cfsboot/cfsboot/deploy/record"
 	"github.com/cfsboot/cfsboot/repo/oci"
 	"github.com/cfsboot/cfsboot/repo/remote"
 )
@@ -50,6 +51,33 @@ func (s *sourceFlags) options(cmd *cobra.Command, e *env) (deploy.PullOptions, e
 			CAFile: s.caFile, AuthFile: s.authFile, InsecureHTTP: s.insecureHTTP, Platform: platform, Progress: e.reporter(), Logger: e.logger,
 		})
 	}}, nil
+}
+
+// checkReference refuses what cannot name an image; what is the argument or flag. An empty reference is refused, too.
+func checkReference(cmd *cobra.Command, what, reference string) error {
+	if _, err := record.ParseImageReference(reference); err != nil {
+		return usageErrorf(cmd, "%s: %v", what, err)
+	}
+	return nil
+}
+
+// checkReferences is checkReference for the flags of an installation.
+func checkReferences(cmd *cobra.Command, o deploy.InstallOptions) error {
+	if o.Image == "" {
+		return usageErrorf(cmd, "--image is required: what is to be installed")
+	}
+	if err := checkReference(cmd, "--image", o.Image); err != nil || o.TargetImage == "" {
+		return err
+	}
+	return checkReference(cmd, "--target-image", o.TargetImage)
+}
+
+// checkID refuses an ID that is empty, as a script has it whose variable is not set.
+func checkID(cmd *cobra.Command, id string) error {
+	if id == "" {
+		return usageErrorf(cmd, "ID is empty")
+	}
+	return nil
 }
 
 // parsePlatform returns the platform that was asked for, the zero value for this machine's.

@@ -69,6 +69,9 @@ func (l *layout) Resolve(ctx context.Context) (oci.Resolved, error) {
 			}
 		}
 	}
+	if other := l.ambiguous(candidates); !l.ref.hasTag && len(other) > 0 {
+		return oci.Resolved{}, &LayoutError{Ref: l.typed, Op: "read index.json", Tags: other, Err: errors.New("it holds several images, name the tag of one")}
+	}
 	c := chooser{f: l, where: where, want: l.want}
 	f, ok, err := c.choose(ctx, candidates, true)
 	if err != nil {
@@ -80,6 +83,18 @@ func (l *layout) Resolve(ctx context.Context) (oci.Resolved, error) {
 	res, err := resolve(ctx, l, l.typed, f.desc, f.manifest, l.want)
 	res.IndexDigest = f.index
 	return res, err
+}
+
+// ambiguous lists the tags of images that may be for the platform that is wanted, if
+// they do not stand for one image.
+func (l *layout) ambiguous(list []v1.Descriptor) []string {
+	list = slices.DeleteFunc(slices.Clone(list), func(d v1.Descriptor) bool {
+		return d.Annotations[v1.AnnotationRefName] == "" || d.Platform != nil && !oci.MatchPlatform(l.want, *d.Platform)
+	})
+	if all := tags(list); len(all) > 1 && slices.ContainsFunc(list, func(d v1.Descriptor) bool { return d.Digest != list[0].Digest }) {
+		return all
+	}
+	return nil
 }
 
 // tags lists the tags of an index, each once, in its order.

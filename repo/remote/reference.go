@@ -56,6 +56,9 @@ func (*userInfoError) Error() string {
 }
 
 func registryReference(name string) (reference, error) {
+	if strings.HasPrefix(name, "http://") || strings.HasPrefix(name, "https://") {
+		return reference{}, errors.New("want HOST/NAME:TAG, without http:// or https://")
+	}
 	if name == "" {
 		return reference{}, errors.New("the reference names no image")
 	}

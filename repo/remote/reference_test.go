@@ -2,6 +2,7 @@ package remote_test
 
 import (
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -37,6 +38,8 @@ func TestParseReference(t *testing.T) {
 		"containers-storage:localhost/x": {},
 		"oci-archive:/x.tar":             {},
 		"https://quay.io/x":              {},
+		"docker://http://quay.io/x":      {},
+		"registry:https://quay.io/x":     {},
 		"debian:12@sha256:0":             {Name: "debian:12@sha256:0"},
 		"alice:secret@quay.io/x":         {},
 		"docker://alice@quay.io/x":       {},
@@ -47,6 +50,16 @@ func TestParseReference(t *testing.T) {
 		}
 		if d := cmp.Diff(want, got); d != "" {
 			t.Errorf("%q mismatch (-want +got):\n%s", in, d)
+		}
+	}
+}
+
+// TestURL: a reference that is a URL gets an answer in words of the command line.
+func TestURL(t *testing.T) {
+	t.Parallel()
+	for in, want := range map[string]string{"http://h/x": "use docker://", "docker://http://h/x": "without http://", "https://h/x": "use docker://"} {
+		if _, err := remote.ParseReference(in); err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "name.Insecure") {
+			t.Errorf("%q: got %v, want %q", in, err, want)
 		}
 	}
 }
