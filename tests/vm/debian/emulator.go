@@ -2,8 +2,6 @@ package debian
 
 import (
 	"context"
-	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/cfsboot/cfsboot/tests/vm/cache"
@@ -17,16 +15,8 @@ var emulatorPackages = []string{"qemu-system-x86", "ovmf"}
 // time that the 7.2 of the release before takes for the same boot.
 func Emulator(ctx context.Context, s Sources) (string, error) {
 	return cache.Make("qemu-"+cache.Key(Stable, strings.Join(emulatorPackages, " "), wrapper), func(tmp string) error {
-		root := filepath.Join(tmp, "root")
-		if err := os.MkdirAll(root, 0o755); err != nil {
-			return err
-		}
-		args := []string{
-			"--quiet", "--mode=root", "--variant=extract", "--format=directory",
-			"--aptopt=Acquire::Languages \"none\"", "--aptopt=APT::Install-Recommends \"false\"",
-			"--include=" + strings.Join(emulatorPackages, ","), Stable, root,
-		}
-		if _, err := run(ctx, []string{"TMPDIR=" + filepath.Dir(tmp)}, "mmdebstrap", append(args, s.Lines(Stable)...)...); err != nil {
+		root, err := extract(ctx, s, tmp, emulatorPackages)
+		if err != nil {
 			return err
 		}
 		modules, err := multiarch(root, "usr/lib/*/qemu")

@@ -1,10 +1,28 @@
 package debian
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 )
+
+// extract unpacks packages of Stable, with what they depend on, into the directory root of dir
+// and returns its path. Nothing is configured or run.
+func extract(ctx context.Context, s Sources, dir string, packages []string) (string, error) {
+	root := filepath.Join(dir, "root")
+	if err := os.MkdirAll(root, 0o755); err != nil {
+		return "", err
+	}
+	args := []string{
+		"--quiet", "--mode=root", "--variant=extract", "--format=directory",
+		"--aptopt=Acquire::Languages \"none\"", "--aptopt=APT::Install-Recommends \"false\"",
+		"--include=" + strings.Join(packages, ","), Stable, root,
+	}
+	_, err := run(ctx, []string{"TMPDIR=" + filepath.Dir(dir)}, "mmdebstrap", append(args, s.Lines(Stable)...)...)
+	return root, err
+}
 
 // wrapper runs a program with the libraries of its own release: those of the build host
 // may be older than it needs.

@@ -62,6 +62,7 @@ func setup(ctx context.Context, args []string) error {
 			l, err := debian.NewLoader(ctx, apt)
 			return "systemd-boot " + l.Version, err
 		}},
+		{"ukify", func() (string, error) { return debian.Ukify(ctx, sources) }},
 		{"QEMU", func() (string, error) { return debian.Emulator(ctx, sources) }},
 		{"base image", func() (string, error) { p, _, err := debian.Base(ctx, sources); return p, err }},
 		{"User Mode Linux", func() (string, error) {
