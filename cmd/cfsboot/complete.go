@@ -26,6 +26,7 @@ func (e *env) completeArgs() map[string][]choose {
 		"cfsboot install to-filesystem": {nil},
 		"cfsboot install to-disk":       {nil},
 		"cfsboot initramfs":             {nil},
+		"cfsboot uki inspect":           {nil},
 		"cfsboot oci inspect":           {e.tags},
 		"cfsboot oci mount":             {e.tags, nil},
 	}

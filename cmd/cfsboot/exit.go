@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/cfsboot/cfsboot/bootimage"
+	"github.com/cfsboot/cfsboot/bootimage/uki"
 	"github.com/cfsboot/cfsboot/deploy"
 	"github.com/cfsboot/cfsboot/deploy/esp"
 	"github.com/cfsboot/cfsboot/erofs"
@@ -85,6 +86,8 @@ var classes = []class{
 		return is[*deploy.RefusedError](err) || is[*keyring.PolicyError](err) || is[*tree.RequiredError](err) || is[*bootimage.ResourceError](err) ||
 			is[*bootimage.SELinuxError](err) || is[*oci.PlatformError](err) || is[*oci.MediaTypeError](err) || is[*repo.InsecureError](err) || is[*fsverity.BlockSizeError](err)
 	}, ""},
+	{"refused", 3, is[*uki.InputError], ""},
+	{"integrity", 8, is[*uki.FormatError], ""},
 	{"not-found", 1, dangling, "a pull brings back what a tag should lead to; --drop-dangling removes refs that lead to nothing"},
 	{"integrity", 8, func(err error) bool {
 		return (is[*fsverity.MismatchError](err) || is[*splitstream.FormatError](err)) && !is[*oci.DigestError](err) && !is[*oci.FormatError](err)
@@ -108,6 +111,7 @@ const (
 	roomOfRepository = "free space there, or use a larger file system; `cfsboot repo gc` removes what the repository holds for nothing"
 	roomOfMachine    = "free space there; `cfsboot gc` removes deployments that are not to be kept and what nothing needs, " +
 		"`cfsboot delete ID` another one, from the boot partition too"
+	roomOfFile    = "free space there, or write the file somewhere else"
 	roomOfInstall = "use a larger disk or file system, or a smaller image"
 )
 

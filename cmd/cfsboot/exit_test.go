@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/cfsboot/cfsboot/bootimage"
+	"github.com/cfsboot/cfsboot/bootimage/uki"
 	"github.com/cfsboot/cfsboot/deploy"
 	"github.com/cfsboot/cfsboot/erofs"
 	"github.com/cfsboot/cfsboot/erofs/tree"
@@ -44,6 +45,8 @@ func TestClassify(t *testing.T) {
 		{&tree.RequiredError{Path: "/usr"}, "refused", 3},
 		{&bootimage.ResourceError{}, "refused", 3},
 		{&oci.PlatformError{}, "refused", 3},
+		{&uki.InputError{What: "stub", Err: &uki.FormatError{}}, "refused", 3},
+		{&uki.FormatError{}, "integrity", 8},
 		{&durable.SpaceError{}, "no-space", 4},
 		{&remote.Error{}, "network", 5},
 		{&deploy.ConflictError{}, "conflict", 6},

@@ -42,6 +42,7 @@ whose fs-verity digest the boot entry names.`,
 			newPullCommand(e), newImagesCommand(e), newInspectCommand(e), newMountCommand(e)),
 		group(e, "repo", "Manage the composefs repository", newRepoInitCommand(e), newRepoGCCommand(e)),
 		newInitramfsCommand(e),
+		group(e, "uki", "Build unified kernel images and look into them", newUKIBuildCommand(e), newUKIInspectCommand(e)),
 		newRecordFailureCommand(e),
 		newReviewBootsCommand(e),
 	)

@@ -19,6 +19,7 @@ import (
 	"github.com/cfsboot/cfsboot/fsverity"
 	"github.com/cfsboot/cfsboot/internal/durable"
 	"github.com/cfsboot/cfsboot/internal/testutil/jsonschema"
+	"github.com/cfsboot/cfsboot/internal/testutil/peimage"
 	"github.com/cfsboot/cfsboot/repo"
 	"github.com/cfsboot/cfsboot/repo/oci"
 	"github.com/cfsboot/cfsboot/repo/remote"
@@ -84,6 +85,25 @@ func TestSchemas(t *testing.T) {
 		{"repo-gc-1", []string{"repo", "gc"}},
 	} {
 		status, stdout, stderr := capture(t, append(c.args, "--json", "--repo", r)...)
+		if status != 0 || len(stderr) > 0 {
+			t.Fatalf("%v: status %d, %s", c.args, status, stderr)
+		}
+		check(c.schema, stdout)
+	}
+	kernel, stub, efi := filepath.Join(dir, "kernel"), filepath.Join(dir, "stub"), filepath.Join(dir, "x.efi")
+	if err := errors.Join(os.WriteFile(kernel, peimage.Kernel("6.1", "", false), 0o600), os.WriteFile(stub, peimage.Stub(), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		schema string
+		args   []string
+	}{
+		{"uki-build-1", []string{"uki", "build", "--kernel", kernel, "--stub", stub, "--cmdline", "composefs=?" + strings.Repeat("a", 64), "--os-release", "ID=x", "--output", efi}},
+		{"uki-inspect-1", []string{"uki", "inspect", efi}},
+		{"uki-build-1", []string{"uki", "build", "--kernel", kernel, "--stub", stub, "--cmdline", "quiet", "--os-release", "ID=x", "--output", efi}},
+		{"uki-inspect-1", []string{"uki", "inspect", efi}}, // with a problem, and empty lists
+	} {
+		status, stdout, stderr := capture(t, append(c.args, "--json")...)
 		if status != 0 || len(stderr) > 0 {
 			t.Fatalf("%v: status %d, %s", c.args, status, stderr)
 		}
@@ -169,6 +189,8 @@ var commandSchemas = map[string]string{
 	"cfsboot delete":                "removal-1",
 	"cfsboot gc":                    "removal-1",
 	"cfsboot initramfs":             "initramfs-1",
+	"cfsboot uki build":             "uki-build-1",
+	"cfsboot uki inspect":           "uki-inspect-1",
 }
 
 // TestEveryCommandHasSchema walks all commands: each has a checked-in schema for what it prints with --json (that it follows it is

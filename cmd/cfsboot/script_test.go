@@ -17,6 +17,7 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/cfsboot/cfsboot/internal/testutil/peimage"
 	"github.com/cfsboot/cfsboot/internal/testutil/registry"
 	"github.com/cfsboot/cfsboot/repo/oci/ocitest"
 )
@@ -25,6 +26,7 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){
 		"cfsboot": func() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) },
 		"layout":  func() { os.Exit(layoutCommand(os.Args[1:])) },
+		"peimage": func() { os.Exit(peimageCommand(os.Args[1:])) },
 	})
 }
 
@@ -133,6 +135,29 @@ func writeMulti(dir, tag string) error {
 		return err
 	}
 	return ocitest.AddToLayout(dir, d)
+}
+
+// peimageCommand is `peimage stub FILE`, `peimage kernel FILE RELEASE` or `peimage arm64 FILE`: it writes what a UKI is made of. `peimage profiles
+// FILE` writes a UKI with two.
+func peimageCommand(args []string) int {
+	var data []byte
+	switch args[0] {
+	case "stub":
+		data = peimage.Stub()
+	case "kernel":
+		data = peimage.Kernel(args[2], "", false)
+	case "profiles":
+		sections := []peimage.Section{{Name: ".linux", Data: []byte("x")}, {Name: ".osrel", Data: []byte("ID=x\nNAME='\\x1b'\n")}, {Name: ".profile", Data: []byte("ID=main\n")}, {Name: ".cmdline", Data: []byte("composefs=12")}}
+		sections = append(sections, peimage.Section{Name: ".profile", Data: []byte("TITLE=Rescue\n")}, peimage.Section{Name: ".cmdline", Data: []byte("composefs=?" + strings.Repeat("ab", 32))})
+		data = peimage.Image{Sections: sections}.Bytes()
+	case "arm64":
+		data = peimage.Image{Machine: 0xaa64, Sections: []peimage.Section{{Name: ".text", Data: []byte("x")}}}.Bytes()
+	}
+	if err := os.WriteFile(args[1], data, 0o644); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
 }
 
 // layoutCommand is `layout [-fault NAME] DIR TAG`: it writes a test image into an OCI layout.
