@@ -23,8 +23,8 @@ func (e *FormatError) Error() string {
 	return fmt.Sprintf("PE image: %s at byte %d: %s", e.Field, e.Offset, e.Detail)
 }
 
-// Limits of what Parse accepts. The loader of Windows takes 96 sections; headers of
-// real files end below 4 KiB.
+// Limits of what Parse accepts. The loader of Windows takes 96 sections; the stub of
+// systemd 262 has 20 KiB of headers.
 const (
 	maxSections = 96
 	maxHeaders  = 64 << 10

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/hex"
 	"errors"
@@ -15,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
 
 	"github.com/cfsboot/cfsboot/bootimage/bls"
 	"github.com/cfsboot/cfsboot/bootimage/uki"
@@ -86,6 +86,9 @@ white space at the ends and doubled blanks are left out.`,
 				if f[1] == "" {
 					return usageErrorf(cmd, "--%s is required", f[0])
 				}
+			}
+			if base := filepath.Base(in.output); strings.HasSuffix(in.output, "/") || base == "." || base == ".." {
+				return usageErrorf(cmd, "--output: %q names a directory, want a file", in.output)
 			}
 			e.room = roomOfFile
 			r, err := in.build(cmd.Context())
@@ -180,9 +183,9 @@ func (in ukiInputs) build(ctx context.Context) (_ ukiBuildResult, err error) {
 	return r, nil
 }
 
-// openRegular opens a regular file and tells its size.
+// openRegular opens a regular file and tells its size. It does not wait for the other end of a pipe.
 func openRegular(path string) (*os.File, int64, error) {
-	f, err := os.Open(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -196,23 +199,25 @@ func openRegular(path string) (*os.File, int64, error) {
 	return f, st.Size(), nil
 }
 
-// textOrFile is the text of a flag, or that of the file which it names with "@".
+// maxFlagText is the most that is read of a file with a text, in bytes; uki has limits of its own below it.
+const maxFlagText = 1 << 20
+
+// textOrFile is the text of a flag, or that of the file which it names with "@". That may be a pipe.
 func textOrFile(value string) (string, error) {
 	path, ok := strings.CutPrefix(value, "@")
 	if !ok {
 		return value, nil
 	}
-	f, size, err := openRegular(path)
+	f, err := os.Open(path)
 	if err != nil {
 		return "", err
 	}
 	defer f.Close()
-	if size > 1<<20 {
-		return "", fmt.Errorf("%s has %d bytes, want a short text", path, size)
+	text, err := io.ReadAll(io.LimitReader(f, maxFlagText+1))
+	if err == nil && len(text) > maxFlagText {
+		err = fmt.Errorf("%s has more than %d bytes, want a short text", path, maxFlagText)
 	}
-	var b bytes.Buffer
-	_, err = io.Copy(&b, io.LimitReader(f, 1<<20))
-	return b.String(), err
+	return string(text), err
 }
 
 // ukiInspectResult is what `uki inspect` prints.
