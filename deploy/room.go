@@ -90,7 +90,7 @@ func (m *objectRoom) make(ctx context.Context, full error, space *durable.SpaceE
 // as that can be known. Before the one goes that rollback goes to, all of the image
 // that is not here is read for it.
 func (m *objectRoom) allow(ctx context.Context, ids []string) error {
-	last := m.facts.State.Rollback(m.facts.BootedID())
+	last := m.facts.rollbackTarget()
 	switch {
 	case len(ids) == 0:
 		return nil
