@@ -42,6 +42,9 @@ func parseReference(s string) (reference, error) {
 		rest, ok := strings.CutPrefix(s, t+":")
 		// "docker:5000/x" is a host with a port, "dir:/x" is not.
 		if ok && (rest == "" || rest[0] < '0' || rest[0] > '9') {
+			if err := checkUserInfo(s); err != nil {
+				return reference{}, err
+			}
 			return reference{}, fmt.Errorf("transport %q is not supported: use docker:// for a registry and oci: for a layout", t)
 		}
 	}
@@ -55,16 +58,31 @@ func (*userInfoError) Error() string {
 	return "name and password do not belong into a reference, but into a credentials file"
 }
 
-func registryReference(name string) (reference, error) {
-	if strings.HasPrefix(name, "http://") || strings.HasPrefix(name, "https://") {
-		return reference{}, errors.New("want HOST/NAME:TAG, without http:// or https://")
+// checkUserInfo refuses a name of an image in a registry, or a URL, with a user's name and
+// password in it.
+func checkUserInfo(name string) error {
+	scheme, rest, ok := strings.Cut(name, "//")
+	if !ok {
+		scheme, rest = "", name
+	} else {
+		scheme += "//"
 	}
+	// Only "name@digest" without a host has an "@" there too, and then no slash.
+	if host, path, ok := strings.Cut(rest, "/"); ok && strings.Contains(host, "@") {
+		return &userInfoError{scheme + "[hidden]" + host[strings.LastIndexByte(host, '@'):] + "/" + path}
+	}
+	return nil
+}
+
+func registryReference(name string) (reference, error) {
 	if name == "" {
 		return reference{}, errors.New("the reference names no image")
 	}
-	// Only "name@digest" without a host has an "@" there too, and then no slash.
-	if host, rest, ok := strings.Cut(name, "/"); ok && strings.Contains(host, "@") {
-		return reference{}, &userInfoError{"[hidden]" + host[strings.LastIndexByte(host, '@'):] + "/" + rest}
+	if err := checkUserInfo(name); err != nil {
+		return reference{}, err
+	}
+	if strings.HasPrefix(name, "http://") || strings.HasPrefix(name, "https://") {
+		return reference{}, errors.New("want HOST/NAME:TAG, without http:// or https://")
 	}
 	return reference{name: name}, nil
 }

@@ -640,7 +640,7 @@ func TestManifestWithoutMediaType(t *testing.T) {
 // TestSecretInReference: a password in a reference is refused and not repeated.
 func TestSecretInReference(t *testing.T) {
 	t.Parallel()
-	for _, prefix := range []string{"docker://", "registry:", ""} {
+	for _, prefix := range []string{"docker://", "registry:", "", "docker://http://", "docker://https://", "http://", "https://", "docker:", "ostree-unverified-image://"} {
 		_, err := remote.Open(t.Context(), prefix+user+":"+password+"@quay.io/team/os:1", remote.Options{})
 		if err == nil || !strings.Contains(err.Error(), "[hidden]@quay.io/team/os:1") || !strings.Contains(err.Error(), "credentials file") {
 			t.Errorf("got %v", err)
