@@ -78,7 +78,7 @@ vm-powercuts: setup ## ten power cuts during each of upgrade, finalize, rollback
 	CFSBOOT_VM_TESTS=1 CFSBOOT_VM_CUTS=10 $(GO) test -run '^TestVMPowerCuts$$' -count=1 -v -timeout 150m ./tests/vm
 
 bench: build setup ## our programs beside mkcomposefs and cfsctl in one run; prints ratios
-	$(GO) test -run '^$$' -bench . -benchmem ./fsverity ./erofs/... ./repo/...
+	$(GO) test -run '^$$' -bench . -benchmem ./fsverity ./erofs/... ./bootimage/... ./repo/...
 	$(GO) run ./tests/bench/encode -n 10
 	$(GO) run ./tests/bench/pull
 

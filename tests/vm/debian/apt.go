@@ -86,7 +86,7 @@ var HostPackages = []string{
 	"buildah", "docker-registry", "apache2-utils", // OS images and the registry (htpasswd)
 	"e2fsprogs", "dosfstools", "fdisk", "mtools", "openssh-client", // machines' disks, and a way in
 	"gcc", "libc6-dev", "make", "flex", "bison", "bc", "libssl-dev", "patch", "xz-utils", // User Mode Linux
-	"erofs-utils", "fsverity", "openssl", // oracles of the unit tests
+	"erofs-utils", "fsverity", "openssl", "libselinux1-dev", // oracles of the unit tests
 }
 
 // MissingHostPackages returns those of HostPackages that are not installed.
