@@ -6,9 +6,8 @@
 // hold the image ID of the boot image. Both IDs are those of composefs-rs 0.9.4
 // (docs/design/erofs.md, section "Boot transform").
 //
-// Labels: a tree with a SELinux policy gets labels in its boot image. Transform
-// refuses such a tree (ErrSELinux), since the image without labels would be
-// another one under a permanent name.
+// Labels: the files of a boot image have the labels that the SELinux policy in the
+// image gives them (docs/design/selabel.md), and none if there is no policy.
 //
 // The package reads contents of files through an ObjectOpener and changes nothing
 // but the tree it is given. The functions are safe for concurrent use on
@@ -21,14 +20,16 @@ import (
 
 // Transform makes the boot tree out of the tree of a plain image, in place: /boot
 // and /sysroot lose their entries and get the modification time of /usr, seconds
-// and nanoseconds; security.selinux is removed everywhere, as is right for a tree
-// without a policy. Encode the plain image first.
+// and nanoseconds; every file gets the label of the SELinux policy in the tree, or
+// loses the one it has, if there is no policy. Hard links whose names get different
+// labels become files of their own. Encode the plain image first.
 //
-// o opens the objects of /etc/selinux/config; it may be nil if that file is
-// absent or inside the image.
+// o opens the objects of the files of the policy; it may be nil if there are none or
+// they are inside the image.
 //
 // Errors, after which the tree is unchanged: *tree.RequiredError if /usr, /boot or
-// /sysroot is missing or no directory; *SELinuxError (ErrSELinux); *FileError.
+// /sysroot is missing or no directory; *FileError and *SELinuxError if there is a
+// policy that cannot be used.
 func Transform(root *tree.Node, o ObjectOpener) error {
 	usr, err := tree.RequireDir(root, "usr")
 	if err != nil {
@@ -40,13 +41,24 @@ func Transform(root *tree.Node, o ObjectOpener) error {
 			return err
 		}
 	}
-	if err := refusePolicy(root, o); err != nil {
+	policy, err := SELinuxPolicy(root, o)
+	if err != nil {
 		return err
+	}
+	var changes []labelChange
+	if policy != nil {
+		if changes, err = labelChanges(root, policy, empty[:]); err != nil {
+			return &SELinuxError{selinuxDir, err}
+		}
 	}
 	for _, dir := range empty {
 		dir.MtimeSec, dir.MtimeNsec = usr.MtimeSec, usr.MtimeNsec
 		dir.Clear()
 	}
-	stripLabels(root)
+	if policy == nil {
+		stripLabels(root)
+		return nil
+	}
+	applyLabels(changes)
 	return nil
 }

@@ -65,8 +65,8 @@ func dumpOf(t *testing.T, root *tree.Node) string {
 	return out.String()
 }
 
-// TestVectors: boot trees without a policy have the recorded IDs, those with one
-// are refused and left as they were.
+// TestVectors: boot trees, with a policy and without, have the recorded contents and
+// IDs.
 func TestVectors(t *testing.T) {
 	seen := 0
 	for _, v := range vectors.Load(t).Transforms {
@@ -77,17 +77,6 @@ func TestVectors(t *testing.T) {
 		t.Run(v.Input, func(t *testing.T) {
 			root := readDump(t, vectors.Read(t, v.Input))
 			o := objects{t.TempDir()}
-			if v.Input != "boot-nopolicy.in.dump" {
-				before := dumpOf(t, root)
-				var se *bootimage.SELinuxError
-				if err := bootimage.Transform(root, o); !errors.Is(err, bootimage.ErrSELinux) || !errors.As(err, &se) || se.Type != "targeted" {
-					t.Errorf("got %v, want %v", err, bootimage.ErrSELinux)
-				}
-				if diff := cmp.Diff(before, dumpOf(t, root)); diff != "" {
-					t.Errorf("the refused tree changed (-before +after):\n%s", diff)
-				}
-				return
-			}
 			if err := bootimage.Transform(root, o); err != nil {
 				t.Fatal(err)
 			}
@@ -147,59 +136,7 @@ func TestTransformRefuses(t *testing.T) {
 	}
 }
 
-func TestTransformPolicy(t *testing.T) {
-	o := objects{t.TempDir()}
-	long := strings.Repeat("# comment\n", 20)
-	for name, c := range map[string]struct {
-		path string
-		node *tree.Node
-		want string // type of the policy, "file" for a FileError, "" for none
-	}{
-		"no file":              {"etc/x", inline(""), ""},
-		"no type":              {"etc/selinux/config", inline("SELINUX=enforcing\n"), ""},
-		"empty type":           {"etc/selinux/config", inline("SELINUXTYPE=\n"), ""},
-		"type":                 {"etc/selinux/config", inline("SELINUX=enforcing\nSELINUXTYPE=targeted\n"), "targeted"},
-		"disabled":             {"etc/selinux/config", inline("SELINUX=disabled\nSELINUXTYPE=mls"), "mls"},
-		"blanks and case":      {"etc/selinux/config", inline(" SELinuxType = default \n"), "default"},
-		"first counts":         {"etc/selinux/config", inline("SELINUXTYPE=a\nSELINUXTYPE=b\n"), "a"},
-		"comment is no key":    {"etc/selinux/config", inline("#SELINUXTYPE=a\n"), ""},
-		"in an object":         {"etc/selinux/config", o.put(t, long+"SELINUXTYPE=targeted\n"), "targeted"},
-		"in an object, none":   {"etc/selinux/config", o.put(t, long), ""},
-		"object is missing":    {"etc/selinux/config", tree.NewExternal(tree.Meta{}, fsverity.Sum(fsverity.SHA256, nil), 70), "file"},
-		"too large":            {"etc/selinux/config", tree.NewExternal(tree.Meta{}, fsverity.Sum(fsverity.SHA256, nil), 1<<20+1), "file"},
-		"config is a link":     {"etc/selinux/config", tree.NewSymlink(tree.Meta{}, "x"), "file"},
-		"config is a folder":   {"etc/selinux/config", tree.NewDir(tree.Meta{}), "file"},
-		"selinux is a link":    {"etc/selinux", tree.NewSymlink(tree.Meta{}, "x"), "file"},
-		"policy without a use": {"etc/selinux/targeted/contexts/files/file_contexts", inline("/ x"), ""},
-	} {
-		t.Run(name, func(t *testing.T) {
-			root := base()
-			enter(root, c.path, c.node)
-			err := bootimage.Transform(root, o)
-			var se *bootimage.SELinuxError
-			var fe *bootimage.FileError
-			switch {
-			case c.want == "":
-				if err != nil {
-					t.Error(err)
-				}
-			case c.want == "file":
-				if !errors.As(err, &fe) || !strings.HasPrefix(fe.Path, "/etc/selinux") {
-					t.Errorf("got %v, want a FileError", err)
-				}
-			case !errors.As(err, &se) || se.Type != c.want:
-				t.Errorf("got %v, want the policy %q", err, c.want)
-			}
-		})
-	}
-	root := base()
-	enter(root, "etc/selinux/config", o.put(t, long))
-	if err := bootimage.Transform(root, nil); err == nil {
-		t.Error("no error without an opener")
-	}
-}
-
-func TestTransformLabels(t *testing.T) {
+func TestTransformStrips(t *testing.T) {
 	list := []tree.Xattr{{Name: "security.capability", Value: "c"}, {Name: "security.selinux", Value: "s"}, {Name: "user.a", Value: "u"}}
 	root := base()
 	root.Xattrs = list

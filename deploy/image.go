@@ -115,11 +115,12 @@ func refuseImage(err error) error {
 		resource *bootimage.ResourceError
 		file     *bootimage.FileError
 		platform *oci.PlatformError
+		selinux  *bootimage.SELinuxError
 	)
 	switch {
 	case errors.As(err, &damaged):
 		return err
-	case errors.As(err, &missing), errors.As(err, &resource), errors.As(err, &file), errors.As(err, &platform), errors.Is(err, bootimage.ErrSELinux):
+	case errors.As(err, &missing), errors.As(err, &resource), errors.As(err, &file), errors.As(err, &platform), errors.As(err, &selinux):
 		return &RefusedError{Code: CodeImage, Detail: "the image cannot be booted here", Err: err}
 	}
 	return err
