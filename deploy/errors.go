@@ -43,6 +43,7 @@ const (
 	CodeLast         = "last-good"     // no other deployment is known to boot
 	CodeEntries      = "entries"       // the boot partition does not show what the journal says
 	CodeConfig       = "config"        // cfsboot.toml cannot be used
+	CodeNoSELinux    = "no-selinux"    // SELinux is enforced, and the image has no policy
 	CodeRoots        = "gc-roots"      // what runs is not in the repository
 )
 

@@ -22,7 +22,9 @@ type following struct {
 	reference    string
 	retry        bool
 	downloadOnly bool
-	manifest     []byte // that the reference stands for now
+	// allowNoSELinux: a switch may end SELinux on this machine.
+	allowNoSELinux bool
+	manifest       []byte // that the reference stands for now
 }
 
 // follow makes the machine follow a reference: what it stands for now is staged,
@@ -256,6 +258,9 @@ type SwitchOptions struct {
 	Image string
 	// Retry, DownloadOnly and Apply: as for Upgrade.
 	Retry, DownloadOnly, Apply bool
+	// AllowNoSELinux allows an image without a SELinux policy on a machine where
+	// SELinux is enforcing, which is CodeNoSELinux otherwise.
+	AllowNoSELinux bool
 }
 
 // Switch makes the machine follow another reference, and stages the image that it
@@ -286,5 +291,7 @@ func switchTo(ctx context.Context, o SwitchOptions) (_ *Change, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, m.Close()) }()
-	return m.follow(ctx, following{PullOptions: o.PullOptions, op: record.OpSwitch, reference: ref.String(), retry: o.Retry, downloadOnly: o.DownloadOnly})
+	return m.follow(ctx, following{
+		PullOptions: o.PullOptions, op: record.OpSwitch, reference: ref.String(), retry: o.Retry, downloadOnly: o.DownloadOnly, allowNoSELinux: o.AllowNoSELinux,
+	})
 }

@@ -44,6 +44,8 @@ type Options struct {
 	Systemd systemd.Runner
 	// Evidence tells what systemd and its log know about boots. nil: this machine's.
 	Evidence Evidence
+	// SELinux tells whether SELinux is enforced. nil: the running kernel.
+	SELinux SELinux
 	// Clock is the time in records. nil: the system's.
 	Clock Clock
 	// LockWait is how long to wait for another cfsboot; 0: not at all.
@@ -78,6 +80,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.Evidence == nil {
 		o.Evidence = systemd.Exec{}
+	}
+	if o.SELinux == nil {
+		o.SELinux = kernelSELinux{}
 	}
 	if o.Clock == nil {
 		o.Clock = systemClock{}

@@ -100,6 +100,7 @@ type StatusInput struct {
 	Now             time.Time
 	Problems        []Problem      // met while reading
 	Recorded        time.Time      // when the last record of the journal was written, zero: unknown
+	SELinux         SELinuxStatus  // zero: disabled
 	Update          *record.Update // that the last check found, nil: none since the boot
 }
 

@@ -21,6 +21,7 @@ type OwnStatus struct {
 	Transaction    *TransactionStatus `json:"transaction"`
 	Deployments    []DeploymentStatus `json:"deployments"` // booted, staged, rollback, then the others
 	Loader         LoaderStatus       `json:"loader"`
+	SELinux        SELinuxStatus      `json:"selinux"`
 	BootFailures   []BootFailure      `json:"bootFailures"`   // boots that failed, the newest first
 	ForeignEntries []string           `json:"foreignEntries"` // files of boot entries that are not of this installation
 	Problems       []Problem          `json:"problems"`
@@ -48,6 +49,13 @@ type RootStatus struct {
 	Source string `json:"source"` // "composefs:<id>"
 	Digest string `json:"digest"` // the id in it
 	Verity string `json:"verity"` // overlayfs' option: "require", "on", "off", or "" if not shown
+}
+
+// SELinuxStatus is what the running system does about SELinux.
+type SELinuxStatus struct {
+	Mode   string `json:"mode"`   // "enforcing", "permissive" or "disabled"
+	Policy string `json:"policy"` // SELINUXTYPE of /etc/selinux/config, "" if disabled or unknown
+	Label  string `json:"label"`  // of the first process, "" if disabled or unknown
 }
 
 // TransactionStatus is a command that did not finish, or runs right now.
@@ -122,9 +130,13 @@ func (b *statusBuilder) own() OwnStatus {
 		NextBoot:       optional(b.next),
 		Deployments:    []DeploymentStatus{},
 		Loader:         b.loader(),
+		SELinux:        in.SELinux,
 		BootFailures:   b.bootFailures(),
 		ForeignEntries: []string{},
 		Problems:       append([]Problem{}, b.problems...),
+	}
+	if s.SELinux.Mode == "" {
+		s.SELinux.Mode = SELinuxDisabled
 	}
 	if x := in.Booted; x != nil {
 		s.Booted = &BootedStatus{

@@ -21,8 +21,8 @@ import (
 
 // ReadStatus finds out what the machine is. It needs no privileges, takes no
 // lock, writes nothing and does not fail: what it cannot read is in the
-// document's list of problems. Of Options it uses Root, Sysroot, ESP, Vars and
-// Clock.
+// document's list of problems. Of Options it uses Root, Sysroot, ESP, Vars,
+// SELinux and Clock.
 func ReadStatus(_ context.Context, o Options) Status {
 	r := statusReader{Options: o.withDefaults()}
 	r.in.Now = r.Clock.Now()
@@ -31,6 +31,7 @@ func ReadStatus(_ context.Context, o Options) Status {
 	r.readRoot()
 	r.readTop()
 	r.readUpdate()
+	r.readSELinux()
 	r.readLoader()
 	if r.in.Booted != nil || r.in.Journal {
 		r.readEntries()

@@ -34,6 +34,9 @@ func (s Status) Table() StatusTable {
 			line("Selected by", "%s", strings.ReplaceAll(own.Booted.Karg, own.Booted.ID, short(own.Booted.ID)))
 			line("Kernel", "%s", own.Booted.Kernel)
 		}
+		if x := own.SELinux; x.Mode != SELinuxDisabled {
+			line("SELinux", "%s, policy %s", x.Mode, firstOf(x.Policy, "unknown"))
+		}
 		line("Next boot", "%s", nextText(s))
 		if text := waitingText(s); text != "" {
 			line("Update", "%s", text)

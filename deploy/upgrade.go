@@ -165,6 +165,10 @@ func (m *machine) stage(ctx context.Context, src oci.Source, f following) (_ *Ch
 	if err := refuseFailed(m.facts.State, img.id(), f.retry); err != nil {
 		return nil, err
 	}
+	warnings, err := m.checkSELinux(img, f)
+	if err != nil {
+		return nil, err
+	}
 	if a := m.facts.State.LatestOf(img.id()); a != nil && a.Retiring {
 		// What is left of it would take the new one along.
 		if err := m.finishRetire(ctx, img.id()); err != nil {
@@ -213,7 +217,7 @@ func (m *machine) stage(ctx context.Context, src oci.Source, f following) (_ *Ch
 	if !f.downloadOnly {
 		m.startFinalize(ctx, c)
 	}
-	c.Warnings = append(c.Warnings, slices.Concat(m.loaderWarnings(), imageLoaderWarnings(img.tree))...)
+	c.Warnings = append(c.Warnings, slices.Concat(warnings, m.loaderWarnings(), imageLoaderWarnings(img.tree))...)
 	m.clean(ctx)
 	return c, nil
 }

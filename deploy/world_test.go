@@ -133,6 +133,16 @@ func (v vars) Loader(name string) (string, error) {
 	return "", fs.ErrNotExist
 }
 
+// fixedSELinux is a kernel that is in one state.
+type fixedSELinux deploy.SELinuxState
+
+func (s fixedSELinux) State() deploy.SELinuxState {
+	if s.Mode == "" {
+		s.Mode = deploy.SELinuxDisabled
+	}
+	return deploy.SELinuxState(s)
+}
+
 type clock struct{ now time.Time }
 
 func (c *clock) Now() time.Time {
@@ -179,6 +189,7 @@ type world struct {
 	systemd *fakeSystemd
 	clock   *clock
 	vars    vars    // of the firmware
+	selinux deploy.SELinuxState
 	killer  *killer // nil: no faults
 	verity  bool    // the root file system has fs-verity
 	// identity is what installations are given.
@@ -233,7 +244,7 @@ func (w *world) options() deploy.Options {
 		root, fat = w.killer.watch(w.t, model(w.root)), w.killer.watch(w.t, model(w.fat))
 	}
 	o := deploy.Options{
-		Root: w.running, Sysroot: root, ESP: fat, Vars: w.vars, Systemd: w.systemd, Clock: w.clock,
+		Root: w.running, Sysroot: root, ESP: fat, Vars: w.vars, Systemd: w.systemd, Clock: w.clock, SELinux: fixedSELinux(w.selinux),
 		LockWait: 2 * time.Second, // a program that another test starts has the lock between fork and exec
 	}
 	if w.unmounted {

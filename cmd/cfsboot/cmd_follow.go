@@ -108,6 +108,7 @@ then has nothing to follow.`,
 	f.BoolVar(&o.DownloadOnly, "download-only", false, "stage it, but leave it alone at shutdown")
 	f.BoolVar(&o.Apply, "apply", false, "reboot when it is staged")
 	f.BoolVar(&o.Retry, "retry", false, "stage a deployment again that failed to boot before")
+	f.BoolVar(&o.AllowNoSELinux, "allow-no-selinux", false, "accept an image without SELinux policy although SELinux is enforcing here")
 	src.bind(cmd)
 	return cmd
 }

@@ -82,6 +82,7 @@ var classes = []class{
 	{"refused", 3, func(err error) bool {
 		return isRefused(err, deploy.CodeNoRegistry) || isRefused(err, deploy.CodeNoRecord)
 	}, "`cfsboot switch docker://HOST/NAME:TAG` names what to follow"},
+	{"refused", 3, func(err error) bool { return isRefused(err, deploy.CodeNoSELinux) }, "--allow-no-selinux accepts it: then nothing is confined on that system"},
 	{"refused", 3, func(err error) bool {
 		return is[*deploy.RefusedError](err) || is[*keyring.PolicyError](err) || is[*tree.RequiredError](err) || is[*bootimage.ResourceError](err) ||
 			is[*bootimage.SELinuxError](err) || is[*oci.PlatformError](err) || is[*oci.MediaTypeError](err) || is[*repo.InsecureError](err) || is[*fsverity.BlockSizeError](err)

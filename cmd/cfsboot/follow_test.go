@@ -78,7 +78,7 @@ func TestChanged(t *testing.T) {
 	if c := classify(fmt.Errorf("x: %w", reboot)); c.name != "reboot" || c.exit != 1 {
 		t.Errorf("reboot error: %+v", c)
 	}
-	for code, advice := range map[string]string{deploy.CodeNoRegistry: "cfsboot switch", deploy.CodeNoRecord: "cfsboot switch", deploy.CodeImage: ""} {
+	for code, advice := range map[string]string{deploy.CodeNoRegistry: "cfsboot switch", deploy.CodeNoRecord: "cfsboot switch", deploy.CodeNoSELinux: "--allow-no-selinux", deploy.CodeImage: ""} {
 		if c := classify(&deploy.RefusedError{Code: code}); c.exit != 3 || !strings.Contains(c.advice, advice) || advice == "" && c.advice != "" {
 			t.Errorf("%s: %+v", code, c)
 		}
