@@ -11,16 +11,16 @@ import (
 	"github.com/cfsboot/cfsboot/erofs/tree"
 )
 
-// Decode reads an image of format 1 of size bytes back into the tree that it was
-// made of: Encode of the result gives the same bytes for every image that Encode
-// wrote. Whiteouts that only the format needs are gone, escaped names are plain
-// again.
+// Decode reads an image of size bytes, in any of the three formats, back into the
+// tree that it was made of: Encode of the result in the same format gives the same
+// bytes for every image that Encode wrote. Whiteouts that only the format needs are
+// gone, escaped names are plain again.
 //
 // The structure is checked strictly and nothing outside the image is touched, but
 // that the bytes are the canonical ones of the tree is not: an image whose digest
 // is not known yet is compared with Encode of the result.
 //
-// Errors: ErrVersion for other composefs formats; *FormatError; else those of r.
+// Errors: ErrVersion for a composefs format that is none of them; *FormatError; else those of r.
 func Decode(r io.ReaderAt, size int64) (*tree.Node, error) {
 	if size < blockSize || size > maxImage || size%blockSize != 0 {
 		return nil, &FormatError{0, "image", fmt.Sprintf("%d bytes, want a multiple of %d up to %d", size, blockSize, maxImage)}
@@ -58,6 +58,7 @@ func readAt(r io.ReaderAt, b []byte, off int64) error {
 
 type decoder struct {
 	image  []byte
+	format Version
 	acl    bool // as the header says
 	hasACL bool // as the inodes say
 	time   tree.Meta
@@ -94,9 +95,11 @@ func (d *decoder) super(size int64) error {
 	if m := le.Uint32(h[0:]); m != composefsMagic {
 		return errAt(0, "header.magic", "%#x, want %#x", m, uint32(composefsMagic))
 	}
-	if v := le.Uint32(h[12:]); v != uint32(V1) {
+	v := le.Uint32(h[12:])
+	if v > uint32(V2) {
 		return fmt.Errorf("decode format %d: %w", v, ErrVersion)
 	}
+	d.format = Version(v)
 	flags := le.Uint32(h[8:])
 	d.acl = flags&flagHasACL != 0
 	want := func(offset int64, field string, got, want uint64) error {
@@ -122,6 +125,16 @@ func (d *decoder) super(size int64) error {
 		zero(s[48:], superOffset+48, "super.reserved"),
 	); err != nil {
 		return first(err)
+	}
+	if d.format == V2 {
+		if err := errors.Join(
+			want(8, "header.flags", uint64(flags), 0),
+			want(superOffset+24, "super.build_time", uint64(d.time.MtimeSec), 0),
+			want(superOffset+32, "super.build_time", uint64(d.time.MtimeNsec), 0),
+			want(superOffset+44, "super.xattr_blkaddr", uint64(d.xattrs), 0),
+		); err != nil {
+			return first(err)
+		}
 	}
 	if d.time.MtimeSec < 0 || d.time.MtimeNsec > maxNsec {
 		return errAt(superOffset+24, "super.build_time", "%d s, %d ns", d.time.MtimeSec, d.time.MtimeNsec)
@@ -207,7 +220,7 @@ func (d *decoder) tree() (*tree.Node, error) {
 	if seen != d.inos {
 		return nil, errAt(superOffset+16, "super.inos", "%d, but %d inodes were found", d.inos, seen)
 	}
-	if d.acl != d.hasACL {
+	if d.acl != d.hasACL && d.format != V2 {
 		return nil, errAt(8, "header.flags", "HAS_ACL is %v, but the inodes say %v", d.acl, d.hasACL)
 	}
 	return root, nil
@@ -220,7 +233,7 @@ func (d *decoder) directory(dir pendingDir, isRoot bool) (sub []pendingDir, fres
 	if err != nil {
 		return nil, 0, err
 	}
-	marks := whiteoutMarks(dir.raw.xattrs)
+	marks := d.whiteoutMarks(dir.raw.xattrs)
 	whiteouts, stubs, dots := false, 0, 0
 	for _, ent := range entries {
 		if ent.name == "." || ent.name == ".." {
@@ -268,7 +281,7 @@ func (d *decoder) directory(dir pendingDir, isRoot bool) (sub []pendingDir, fres
 		if ent.kind != l.raw.kind {
 			return nil, 0, errAt(ent.offset, "dirent.file_type", "%s, but the inode is a %s", ent.kind, l.raw.kind)
 		}
-		if l.node.IsWhiteout() {
+		if l.node.IsWhiteout() && d.format != V2 {
 			if l.raw.kind == tree.CharDevice {
 				if !isRoot || !stubName(ent.name) {
 					return nil, 0, errAt(l.raw.offset, "inode", "unescaped whiteout %q", ent.name)
@@ -285,7 +298,7 @@ func (d *decoder) directory(dir pendingDir, isRoot bool) (sub []pendingDir, fres
 	switch {
 	case dots != 2:
 		return nil, 0, errAt(dir.raw.offset, "directory", "%d of the entries \".\" and \"..\", want 2", dots)
-	case isRoot && stubs != 256:
+	case isRoot && stubs != 256 && d.format != V2:
 		return nil, 0, errAt(dir.raw.offset, "directory", "the root has %d of the names 00 to ff, want 256", stubs)
 	case uint64(dir.raw.nlink) != 2+uint64(len(sub)):
 		return nil, 0, errAt(dir.raw.offset, "inode.nlink", "%d for %d subdirectories", dir.raw.nlink, len(sub))
@@ -313,9 +326,12 @@ func (r *rawInode) sameOwner(o *rawInode) bool {
 }
 
 // whiteoutMarks reports whether the attributes are those of a directory with
-// escaped whiteouts.
-func whiteoutMarks(xattrs []tree.Xattr) bool {
-	return has(xattrs, nameWhiteouts, "") && has(xattrs, nameUserWhiteouts, "") && has(xattrs, nameOpaqueEscaped, "x") && has(xattrs, nameUserOpaque, "x")
+// escaped whiteouts, which format 2 does not have.
+func (d *decoder) whiteoutMarks(xattrs []tree.Xattr) bool {
+	if d.format == V2 || !has(xattrs, nameWhiteouts, "") || !has(xattrs, nameUserWhiteouts, "") {
+		return false
+	}
+	return d.format == V0 || has(xattrs, nameOpaqueEscaped, "x") && has(xattrs, nameUserOpaque, "x")
 }
 
 func has(xattrs []tree.Xattr, name, value string) bool {
@@ -324,15 +340,17 @@ func has(xattrs []tree.Xattr, name, value string) bool {
 
 // dirXattrs turns the attributes of a directory into those of the tree.
 func (d *decoder) dirXattrs(raw *rawInode, isRoot, whiteouts bool) ([]tree.Xattr, error) {
-	if isRoot && !has(raw.xattrs, nameOpaque, "y") {
+	if isRoot && d.format != V2 && !has(raw.xattrs, nameOpaque, "y") {
 		return nil, errAt(raw.offset, "xattr", "the root lacks %s=y", nameOpaque)
 	}
 	return d.unescape(raw, func(name string) bool {
 		switch name {
 		case nameOpaque:
-			return isRoot
-		case nameWhiteouts, nameUserWhiteouts, nameOpaqueEscaped, nameUserOpaque:
+			return isRoot && d.format != V2
+		case nameWhiteouts, nameUserWhiteouts:
 			return whiteouts
+		case nameOpaqueEscaped, nameUserOpaque:
+			return whiteouts && d.format == V1
 		}
 		return false
 	})
@@ -379,7 +397,7 @@ func (d *decoder) leaf(raw *rawInode, marks bool) (*tree.Node, error) {
 			n.Kind = tree.CharDevice
 			dropped = func(name string) bool { return name == nameWhiteout || name == nameUserWhiteout }
 		default:
-			contents, err := d.contents(raw, maxInline)
+			contents, err := d.contents(raw, d.maxInline())
 			if err != nil {
 				return nil, err
 			}
@@ -409,10 +427,20 @@ func (d *decoder) leaf(raw *rawInode, marks bool) (*tree.Node, error) {
 	return n, err
 }
 
+func (d *decoder) maxInline() int64 {
+	if d.format == V2 {
+		return maxInlineV2
+	}
+	return maxInline
+}
+
 // contents returns the bytes of a file or symlink: whole blocks, then the tail.
 func (d *decoder) contents(raw *rawInode, limit int64) ([]byte, error) {
 	if raw.size > limit {
 		return nil, errAt(raw.offset, "inode.size", "%d bytes inside the image, limit %d", raw.size, limit)
+	}
+	if d.format == V2 && raw.size > 0 && raw.layout != layoutInline {
+		return nil, errAt(raw.offset, "inode.format", "layout %d of a %s, which format 2 has inline", raw.layout, raw.kind)
 	}
 	tail, err := d.blocksOf(raw)
 	if err != nil {

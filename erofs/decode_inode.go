@@ -1,6 +1,7 @@
 package erofs
 
 import (
+	"slices"
 	"strings"
 
 	"github.com/cfsboot/cfsboot/erofs/tree"
@@ -39,6 +40,9 @@ func (d *decoder) inode(nid uint64) (*rawInode, error) {
 	header, reserved := int64(compactSize), uint64(0)
 	mode := le.Uint16(b[4:])
 	if format&1 == 0 {
+		if d.format == V2 {
+			return nil, errAt(offset, "inode.format", "%#x: compact, which format 2 has not", format)
+		}
 		r.nlink, r.size, r.u = uint32(le.Uint16(b[6:])), int64(le.Uint32(b[8:])), le.Uint32(b[16:])
 		r.meta.UID, r.meta.GID = uint32(le.Uint16(b[24:])), uint32(le.Uint16(b[26:]))
 		r.meta.MtimeSec, r.meta.MtimeNsec = d.time.MtimeSec, d.time.MtimeNsec
@@ -60,7 +64,7 @@ func (d *decoder) inode(nid uint64) (*rawInode, error) {
 	if r.kind, ok = tree.KindOfMode(uint32(mode)); !ok {
 		return nil, errAt(offset+4, "inode.mode", "%#o has no known type", mode)
 	}
-	if r.meta.MtimeSec < 0 || r.meta.MtimeNsec > maxNsec {
+	if r.meta.MtimeSec < 0 || r.meta.MtimeNsec > maxNsec || d.format == V2 && r.meta.MtimeNsec > 0 {
 		return nil, errAt(offset, "inode.mtime", "%d s, %d ns", r.meta.MtimeSec, r.meta.MtimeNsec)
 	}
 	if r.size < 0 || r.size > maxExternal {
@@ -81,7 +85,8 @@ func (d *decoder) inode(nid uint64) (*rawInode, error) {
 }
 
 // xattrArea reads the attributes at offset. Names must be unique; their order, in
-// which references come first, is made that of the names.
+// which references come first, and in format 2 what tells of contents, is made that
+// of the names.
 func (d *decoder) xattrArea(offset, size int64) ([]tree.Xattr, error) {
 	if size == 0 {
 		return nil, nil
@@ -107,7 +112,7 @@ func (d *decoder) xattrArea(offset, size int64) ([]tree.Xattr, error) {
 		list = append(list, x)
 	}
 	for at := xattrHeader + 4*int64(refs); at < size; {
-		x, used, err := xattrEntry(b[at:], offset+at)
+		x, used, err := d.xattrEntry(b[at:], offset+at)
 		if err != nil {
 			return nil, err
 		}
@@ -115,7 +120,7 @@ func (d *decoder) xattrArea(offset, size int64) ([]tree.Xattr, error) {
 		at += used
 	}
 	for _, x := range list {
-		filter &^= filterBit(splitName(x.Name))
+		filter &^= filterBit(splitName(d.format, x.Name))
 	}
 	if got := le.Uint32(b); got != filter {
 		return nil, errAt(offset, "xattr.name_filter", "%#x, want %#x", got, filter)
@@ -147,7 +152,7 @@ func (d *decoder) sharedXattr(ref uint32) (tree.Xattr, error) {
 	if offset >= int64(len(d.image)) {
 		return tree.Xattr{}, errAt(offset, "xattr reference", "%d is outside the image", ref)
 	}
-	x, _, err := xattrEntry(d.image[offset:], offset)
+	x, _, err := d.xattrEntry(d.image[offset:], offset)
 	if err == nil {
 		d.shared[ref] = x
 	}
@@ -156,7 +161,7 @@ func (d *decoder) sharedXattr(ref uint32) (tree.Xattr, error) {
 
 // xattrEntry reads one entry at the start of b, which lies at offset, and returns
 // how many bytes it takes.
-func xattrEntry(b []byte, offset int64) (tree.Xattr, int64, error) {
+func (d *decoder) xattrEntry(b []byte, offset int64) (tree.Xattr, int64, error) {
 	if len(b) < 4 {
 		return tree.Xattr{}, 0, errAt(offset, "xattr entry", "%d bytes left, want 4", len(b))
 	}
@@ -165,11 +170,11 @@ func xattrEntry(b []byte, offset int64) (tree.Xattr, int64, error) {
 	if used > len(b) {
 		return tree.Xattr{}, 0, errAt(offset, "xattr entry", "%d bytes, %d are left", used, len(b))
 	}
-	if index >= len(xattrPrefixes) || index == 5 {
+	if index >= len(xattrPrefixes) || index == prefixLustre && d.format != V2 {
 		return tree.Xattr{}, 0, errAt(offset+1, "xattr.name_index", "%d", index)
 	}
 	name := xattrPrefixes[index] + string(b[4:4+suffix])
-	if i, _ := splitName(name); int(i) != index || name == "" || strings.IndexByte(name, 0) >= 0 {
+	if i, _ := splitName(d.format, name); int(i) != index || name == "" || strings.IndexByte(name, 0) >= 0 {
 		return tree.Xattr{}, 0, errAt(offset, "xattr.name", "%q with index %d", name, index)
 	}
 	if err := zero(b[4+suffix+value:used], offset+int64(4+suffix+value), "xattr padding"); err != nil {
@@ -183,19 +188,20 @@ func (d *decoder) chunked(raw *rawInode, n *tree.Node) error {
 	if raw.size == 0 {
 		return errAt(raw.offset, "inode.size", "0 in chunks")
 	}
-	if got, want := raw.u&0xffff, uint32(chunkBits(raw.size)-12); got != want {
+	got, want, length := raw.u&0xffff, uint32(chunkBits(raw.size)-12), 4*chunkCount(raw.size)
+	moved := raw.tail%blockSize+length > blockSize // to a block
+	if d.format == V2 {
+		got, want, length, moved = raw.u, chunkFormatV2, 4, false
+		if x := slices.IndexFunc(raw.xattrs, func(x tree.Xattr) bool { return x.Name == nameMetacopy }); x < 0 || raw.xattrs[x].Value == "" {
+			length = 0
+		}
+	}
+	if got != want {
 		return errAt(raw.offset, "inode.i_u", "chunk format %#x, want %#x", got, want)
 	}
-	length := 4 * chunkCount(raw.size)
-	if raw.tail%blockSize+length <= blockSize { // else it was moved to a block
-		pointers, err := d.slice(raw.tail, length, "chunk pointers")
-		if err != nil {
+	if !moved {
+		if err := d.holes(raw.tail, length); err != nil {
 			return err
-		}
-		for i := 0; i < len(pointers); i += 4 {
-			if p := le.Uint32(pointers[i:]); p != noChunk {
-				return errAt(raw.tail+int64(i), "chunk pointer", "%#x, want a hole", p)
-			}
 		}
 	}
 	n.Size = raw.size
@@ -232,6 +238,20 @@ func (d *decoder) chunked(raw *rawInode, n *tree.Node) error {
 	a := attr{name: nameMetacopy, digest: digest}
 	if want := string(a.appendValue(nil)); meta != want {
 		return errAt(raw.offset, "xattr", "%s is %x, want %x as %s says", nameMetacopy, meta, want, nameRedirect)
+	}
+	return nil
+}
+
+// holes checks that the chunk pointers lead nowhere.
+func (d *decoder) holes(offset, length int64) error {
+	pointers, err := d.slice(offset, length, "chunk pointers")
+	if err != nil {
+		return err
+	}
+	for i := 0; i < len(pointers); i += 4 {
+		if p := le.Uint32(pointers[i:]); p != noChunk {
+			return errAt(offset+int64(i), "chunk pointer", "%#x, want a hole", p)
+		}
 	}
 	return nil
 }

@@ -31,7 +31,7 @@ func (e *encoder) emit(w io.Writer) error {
 	}
 	o.zeroTo(e.inodesEnd)
 	for _, s := range e.shared {
-		o.xattrEntry(&attr{name: s.name, value: s.value})
+		o.xattrEntry(e.version, &attr{name: s.name, value: s.value})
 		if err := o.flush(flushAt); err != nil {
 			return err
 		}
@@ -95,20 +95,22 @@ func (e *encoder) emitSuper(o *output) {
 	clear(b)
 	le.PutUint32(b[0:], composefsMagic)
 	le.PutUint32(b[4:], composefsVersion)
-	if e.hasACL {
+	if e.hasACL && e.version != V2 {
 		le.PutUint32(b[8:], flagHasACL)
 	}
-	le.PutUint32(b[12:], uint32(V1))
+	le.PutUint32(b[12:], uint32(e.version))
 	s := b[superOffset:]
 	le.PutUint32(s[0:], superMagic)
 	le.PutUint32(s[8:], featureMtime|featureFilter)
 	s[12] = 12 // blkszbits
 	le.PutUint16(s[14:], uint16(e.inodes[0].nid))
 	le.PutUint64(s[16:], uint64(len(e.inodes)))
-	le.PutUint64(s[24:], uint64(e.minMtime.MtimeSec))
-	le.PutUint32(s[32:], e.minMtime.MtimeNsec)
 	le.PutUint32(s[36:], uint32(e.blocksTotal))
-	le.PutUint32(s[44:], uint32(e.inodesEnd/blockSize))
+	if e.version != V2 {
+		le.PutUint64(s[24:], uint64(e.minMtime.MtimeSec))
+		le.PutUint32(s[32:], e.minMtime.MtimeNsec)
+		le.PutUint32(s[44:], uint32(e.inodesEnd/blockSize))
+	}
 	o.buf = b
 }
 
@@ -120,7 +122,7 @@ func (e *encoder) emitInode(o *output, i, dir int, block int64) (int64, error) {
 	if nerr != nil {
 		return 0, nerr.at(e.findPath(n)) // was checked by layout
 	}
-	if n.Kind == tree.Symlink && s.header+s.xattrs+s.tail >= blockSize || e.moved[i] {
+	if n.Kind == tree.Symlink && e.version != V2 && s.header+s.xattrs+s.tail >= blockSize || e.moved[i] {
 		s.blocks, s.tail = 1, 0
 	}
 	layout, kind, mode := uint16(layoutPlain), n.Kind, n.Mode&0o7777
@@ -136,6 +138,8 @@ func (e *encoder) emitInode(o *output, i, dir int, block int64) (int64, error) {
 		kind = tree.Regular
 	case kind == tree.CharDevice || kind == tree.BlockDevice:
 		u = n.Rdev
+	case isChunked(n) && e.version == V2:
+		layout, u = layoutChunk, chunkFormatV2
 	case isChunked(n):
 		// The 16-bit format overwrites half of the block number of a moved array.
 		layout, u = layoutChunk, u&0xffff0000|uint32(chunkBits(n.Size)-12)
@@ -143,6 +147,10 @@ func (e *encoder) emitInode(o *output, i, dir int, block int64) (int64, error) {
 	var icount uint16
 	if s.xattrs > 0 {
 		icount = uint16((s.xattrs-xattrHeader)/4 + 1)
+	}
+	ino, nsec := uint32(i), n.MtimeNsec
+	if e.version == V2 {
+		ino, nsec = e.inodes[i].nid, 0
 	}
 	b := o.buf
 	if s.header == compactSize {
@@ -153,7 +161,7 @@ func (e *encoder) emitInode(o *output, i, dir int, block int64) (int64, error) {
 		b = le.AppendUint32(b, uint32(s.size))
 		b = le.AppendUint32(b, 0)
 		b = le.AppendUint32(b, u)
-		b = le.AppendUint32(b, uint32(i))
+		b = le.AppendUint32(b, ino)
 		b = le.AppendUint16(b, uint16(n.UID))
 		b = le.AppendUint16(b, uint16(n.GID))
 		b = le.AppendUint32(b, 0)
@@ -164,11 +172,11 @@ func (e *encoder) emitInode(o *output, i, dir int, block int64) (int64, error) {
 		b = le.AppendUint16(b, 0)
 		b = le.AppendUint64(b, uint64(s.size))
 		b = le.AppendUint32(b, u)
-		b = le.AppendUint32(b, uint32(i))
+		b = le.AppendUint32(b, ino)
 		b = le.AppendUint32(b, n.UID)
 		b = le.AppendUint32(b, n.GID)
 		b = le.AppendUint64(b, uint64(n.MtimeSec))
-		b = le.AppendUint32(b, n.MtimeNsec)
+		b = le.AppendUint32(b, nsec)
 		b = le.AppendUint32(b, e.inodes[i].nlink)
 		b = append(b, zeros[:16]...)
 	}
@@ -190,7 +198,7 @@ func (e *encoder) emitXattrs(o *output, n *tree.Node, holds bool) {
 	var filter uint32
 	refs := 0
 	for i := range l {
-		filter |= filterBit(splitName(l[i].name))
+		filter |= filterBit(splitName(e.version, l[i].name))
 		if l[i].pair.isShared() {
 			refs++
 		}
@@ -198,7 +206,10 @@ func (e *encoder) emitXattrs(o *output, n *tree.Node, holds bool) {
 	o.buf = le.AppendUint32(o.buf, ^filter)
 	o.buf = append(o.buf, byte(refs), 0, 0, 0, 0, 0, 0, 0)
 	if refs > 0 {
-		base := uint32(e.inodesEnd % blockSize)
+		base := uint32(e.inodesEnd) // references count from the start of the image
+		if e.version != V2 {
+			base %= blockSize // from block xattr_blkaddr
+		}
 		for i := range l {
 			if l[i].pair.isShared() {
 				o.buf = le.AppendUint32(o.buf, (base+l[i].pair.offset)/4)
@@ -207,14 +218,14 @@ func (e *encoder) emitXattrs(o *output, n *tree.Node, holds bool) {
 	}
 	for i := range l {
 		if !l[i].pair.isShared() {
-			o.xattrEntry(&l[i])
+			o.xattrEntry(e.version, &l[i])
 		}
 	}
 }
 
 // xattrEntry writes one entry with its padding.
-func (o *output) xattrEntry(a *attr) {
-	index, suffix := splitName(a.name)
+func (o *output) xattrEntry(v Version, a *attr) {
+	index, suffix := splitName(v, a.name)
 	length := a.valueLen()
 	b := append(o.buf, byte(len(suffix)), index)
 	b = le.AppendUint16(b, uint16(length))
@@ -251,6 +262,8 @@ func (e *encoder) emitBlocks(o *output, i, dir int) error {
 		if err := e.emitDir(o, dir, false); err != nil {
 			return err
 		}
+	case e.version == V2: // all other contents are in tails
+		return nil
 	case n.Kind == tree.Symlink:
 		if len(n.Xattrs) == 0 && extendedSize+len(n.Target) < blockSize {
 			return nil // was not moved
@@ -313,7 +326,8 @@ func (b *dirBlock) write(o *output) {
 func (e *encoder) emitDir(o *output, d int, tail bool) error {
 	info := &e.dirs[d]
 	block := &o.block
-	next := info.first // inode of the next child that was numbered here
+	next := info.first   // inode of the next child that was numbered here
+	sub := uint32(d) + 1 // in format 2, where its directory is in dirs
 	index := uint32(0)
 	dots := 0
 	self := e.inodes[info.inode].node
@@ -335,6 +349,9 @@ func (e *encoder) emitDir(o *output, d int, tail bool) error {
 		default:
 			ino = next
 			next++
+			if e.ends != nil && n.IsDir() {
+				next, sub = e.ends[sub].inode, e.ends[sub].dir
+			}
 		}
 		if e.escaped(n) {
 			kind = tree.Regular

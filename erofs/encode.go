@@ -11,25 +11,31 @@ import (
 // last; hash w to get the image ID. The same tree always gives the same bytes.
 //
 // The tree is laid out once and then streamed: beside the tree, Encode keeps 16
-// bytes an inode, 28 a directory, the extended attributes that inodes share, and
-// buffers of constant size.
+// bytes an inode, 28 a directory (36 in format 2), the extended attributes that
+// inodes share, and buffers of constant size.
 //
-// What the format adds is not in the tree: 256 whiteouts in the root that hide
-// the folders of an object store, overlay attributes of files with contents in
-// objects, and the escaped form of the tree's own whiteouts.
+// What the format adds is not in the tree: overlay attributes of files with
+// contents in objects, and in formats 0 and 1 also 256 whiteouts in the root that
+// hide the folders of an object store, and the escaped form of the tree's own
+// whiteouts. Format 2 drops the fractions of seconds, holds at most 512 bytes of a
+// file, and symlinks only if they fit into one block.
 //
 // Errors: ErrVersion; *TreeError for a tree that no such image can hold, before
 // anything is written; else those of w.
 func Encode(w io.Writer, root *tree.Node, v Version) error {
-	if v != V1 {
+	if v > V2 {
 		return fmt.Errorf("encode format %d: %w", v, ErrVersion)
 	}
-	e := &encoder{root: root, links: make(map[*tree.Node]*link), dups: make(map[string]*dup), dupBits: make([]uint64, 1<<dupShift/64)}
+	e := &encoder{version: v, root: root, links: make(map[*tree.Node]*link), dups: make(map[string]*dup), dupBits: make([]uint64, 1<<dupShift/64)}
 	if err := e.check(); err != nil {
 		return err
 	}
-	e.addStubs()
-	if err := e.number(); err != nil {
+	number := e.numberDepthFirst
+	if v != V2 {
+		e.addStubs()
+		number = e.number
+	}
+	if err := number(); err != nil {
 		return err
 	}
 	e.count()
@@ -40,21 +46,23 @@ func Encode(w io.Writer, root *tree.Node, v Version) error {
 }
 
 // encoder carries one tree through the passes, in this order: check (depth-first,
-// all nodes), number (breadth-first order of inodes), count (shared attributes,
-// smallest time), layout (positions), emit.
+// all nodes), number (order of inodes), count (shared attributes, smallest time),
+// layout (positions), emit.
 type encoder struct {
+	version     Version
 	root        *tree.Node
 	nodes       int                  // inodes of the tree
 	subdirs     int                  // directories but for the root
 	links       map[*tree.Node]*link // nodes that may have several names
 	dups        map[string]*dup      // digests that several files may have
 	dupBits     []uint64             // filter for dups: 1 << dupShift bits
-	rootEntries []rootEntry          // entries of the root with the stubs
-	stub        *tree.Node           // stands for each of the stubs
-	raw         map[*tree.Node]bool  // whiteouts that stay character devices
+	rootEntries []rootEntry          // entries of the root with the stubs; not in format 2
+	stub        *tree.Node           // stands for each of the stubs; not in format 2
+	raw         map[*tree.Node]bool  // whiteouts that stay character devices in formats 0 and 1
 
 	inodes []inode
 	dirs   []dirInode // the directories of inodes, in the same order
+	ends   []dirEnd   // by index in dirs; format 2 only
 
 	pairs  map[tree.Xattr]*pair
 	shared []sharedXattr // in their order on disk
@@ -140,7 +148,7 @@ var stubNames = func() (names [256]string) {
 // each calls yield for the entries of directory d in byte order, without "." and
 // "..".
 func (e *encoder) each(d int, yield func(name string, n *tree.Node)) {
-	if d == 0 {
+	if d == 0 && e.stub != nil {
 		for _, entry := range e.rootEntries {
 			yield(entry.name, entry.node)
 		}
@@ -154,11 +162,13 @@ func (e *encoder) each(d int, yield func(name string, n *tree.Node)) {
 
 // escaped reports whether the image shows n, a whiteout of the tree, as a marked
 // regular file.
-func (e *encoder) escaped(n *tree.Node) bool { return n.IsWhiteout() && !e.raw[n] }
+func (e *encoder) escaped(n *tree.Node) bool {
+	return n.IsWhiteout() && e.version != V2 && !e.raw[n]
+}
 
 // number puts all inodes in order, breadth-first: the entries of one directory
 // are neighbours, but a node with several names stands where its name comes first
-// depth-first.
+// depth-first. It is not for format 2.
 func (e *encoder) number() error {
 	e.inodes = append(make([]inode, 0, e.nodes+len(stubNames)), inode{node: e.root, nlink: 2})
 	e.dirs = append(make([]dirInode, 0, e.subdirs+1), dirInode{})
@@ -185,9 +195,17 @@ func (e *encoder) number() error {
 			}
 			e.inodes = append(e.inodes, inode{node: n, nlink: nlink})
 		})
-		if len(e.inodes) > maxImage/slotSize {
-			return &TreeError{Path: "/", Field: "size", Detail: fmt.Sprintf("more than %d inodes, an image of 1 GiB cannot hold them", maxImage/slotSize)}
+		if err := e.checkCount(slotSize); err != nil {
+			return err
 		}
+	}
+	return nil
+}
+
+// checkCount refuses more inodes of at least size bytes than any image can hold.
+func (e *encoder) checkCount(size int) error {
+	if len(e.inodes) > maxImage/size {
+		return &TreeError{Path: "/", Field: "size", Detail: fmt.Sprintf("more than %d inodes, an image of 1 GiB cannot hold them", maxImage/size)}
 	}
 	return nil
 }

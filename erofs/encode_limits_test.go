@@ -83,14 +83,16 @@ func TestEncodeRefuses(t *testing.T) {
 		"external, wide number": {with("f", tree.NewExternal(tree.Meta{}, digest, math.MaxInt64)), "/d/f", "size"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			var out bytes.Buffer
-			err := erofs.Encode(&out, c.root, erofs.V1)
-			var te *erofs.TreeError
-			if !errors.As(err, &te) || te.Field != c.field || c.path != "" && te.Path != c.path {
-				t.Fatalf("got %v, want a TreeError for %s of %q", err, c.field, c.path)
-			}
-			if out.Len() > 0 {
-				t.Errorf("%d bytes were written", out.Len())
+			for _, v := range formats {
+				var out bytes.Buffer
+				err := erofs.Encode(&out, c.root, v)
+				var te *erofs.TreeError
+				if !errors.As(err, &te) || te.Field != c.field || c.path != "" && te.Path != c.path {
+					t.Fatalf("format %d: got %v, want a TreeError for %s of %q", v, err, c.field, c.path)
+				}
+				if out.Len() > 0 {
+					t.Errorf("format %d: %d bytes were written", v, out.Len())
+				}
 			}
 		})
 	}
@@ -141,6 +143,36 @@ func sharedAbove() *tree.Node {
 	return root
 }
 
+// longV2 are trees that format 2 does not hold.
+var longV2 = map[string]bool{"inline": true, "target": true}
+
+// TestEncodeRefusesV2: what is too long for format 2 is an error that names the
+// node, and nothing is written; one byte less comes back.
+func TestEncodeRefusesV2(t *testing.T) {
+	meta := tree.Meta{Xattrs: []tree.Xattr{{Name: "user.x", Value: "value"}}} // 24 bytes of area
+	for name, c := range map[string]struct {
+		make  func(length int) *tree.Node
+		limit int
+		field string
+	}{
+		"contents":               {func(n int) *tree.Node { return tree.NewInline(tree.Meta{}, make([]byte, n)) }, 512, "size"},
+		"target":                 {func(n int) *tree.Node { return tree.NewSymlink(tree.Meta{}, strings.Repeat("t", n)) }, 4096 - 64, "target"},
+		"target with attributes": {func(n int) *tree.Node { return tree.NewSymlink(meta, strings.Repeat("t", n)) }, 4096 - 64 - 24, "target"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			roundTrip(t, one(c.make(c.limit)), erofs.V2)
+			long := one(c.make(c.limit + 1))
+			roundTrip(t, long, erofs.V0, erofs.V1)
+			var out bytes.Buffer
+			err := erofs.Encode(&out, long, erofs.V2)
+			var te *erofs.TreeError
+			if !errors.As(err, &te) || te.Path != "/f" || te.Field != c.field || out.Len() > 0 {
+				t.Errorf("got %v and %d bytes, want a TreeError for %s of /f", err, out.Len(), c.field)
+			}
+		})
+	}
+}
+
 func TestEncodeLimitsAreReached(t *testing.T) {
 	for name, root := range map[string]*tree.Node{
 		"depth":           deep(2048),
@@ -150,7 +182,13 @@ func TestEncodeLimitsAreReached(t *testing.T) {
 		"size":            one(tree.NewExternal(tree.Meta{Xattrs: xattrs(1, 3900)}, fsverity.Sum(fsverity.SHA512, nil), 1<<53)),
 		"link removed":    linkRemoved(),
 	} {
-		t.Run(name, func(t *testing.T) { roundTrip(t, root) })
+		t.Run(name, func(t *testing.T) {
+			for _, v := range formats {
+				if v != erofs.V2 || !longV2[name] {
+					roundTrip(t, root, v)
+				}
+			}
+		})
 	}
 }
 
@@ -180,10 +218,12 @@ func TestEncodeHugeImage(t *testing.T) {
 		name := fmt.Sprintf("user.%05d", i)
 		root.Set(name, tree.NewInline(tree.Meta{Xattrs: []tree.Xattr{{Name: name, Value: value}}}, nil))
 	}
-	err := erofs.Encode(io.Discard, root, erofs.V1)
-	var te *erofs.TreeError
-	if !errors.As(err, &te) || te.Field != "size" {
-		t.Errorf("got %v, want a TreeError for the size", err)
+	for _, v := range formats {
+		err := erofs.Encode(io.Discard, root, v)
+		var te *erofs.TreeError
+		if !errors.As(err, &te) || te.Field != "size" {
+			t.Errorf("format %d: got %v, want a TreeError for the size", v, err)
+		}
 	}
 }
 
@@ -193,13 +233,15 @@ func TestEncodeWriteErrors(t *testing.T) {
 	for i := range 20_000 {
 		root.Set(fmt.Sprintf("%0100d", i), tree.NewInline(tree.Meta{}, nil))
 	}
-	var size int64
-	if err := erofs.Encode(counter{&size}, root, erofs.V1); err != nil {
-		t.Fatal(err)
-	}
-	for limit := int64(0); limit < size; limit += size / 7 {
-		if err := erofs.Encode(&limited{limit}, root, erofs.V1); !errors.Is(err, errFull) {
-			t.Errorf("after %d of %d bytes: got %v, want %v", limit, size, err, errFull)
+	for _, v := range formats {
+		var size int64
+		if err := erofs.Encode(counter{&size}, root, v); err != nil {
+			t.Fatal(err)
+		}
+		for limit := int64(0); limit < size; limit += size / 7 {
+			if err := erofs.Encode(&limited{limit}, root, v); !errors.Is(err, errFull) {
+				t.Errorf("format %d, after %d of %d bytes: got %v, want %v", v, limit, size, err, errFull)
+			}
 		}
 	}
 }

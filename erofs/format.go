@@ -3,9 +3,11 @@
 // digest of the object with the contents. The fs-verity digest of the image file
 // is the image ID that names a root file system.
 //
-// The bytes are those of C mkcomposefs and composefs-rs. Encode writes format 1
-// (header composefs_version 1); Decode reads it. The format is described in
-// docs/design/erofs.md. Mounting is not done here, and nothing touches files.
+// The bytes are those of C mkcomposefs and composefs-rs. There are three formats,
+// named after the composefs_version of their header: 0 and 1, which are nearly the
+// same, and 2, the older layout of composefs-rs. Encode writes and Decode reads all
+// of them. They are described in docs/design/erofs.md. Mounting is not done here,
+// and nothing touches files.
 //
 // The functions are safe for concurrent use on different trees.
 package erofs
@@ -22,8 +24,12 @@ import (
 // Version is the composefs format of an image.
 type Version uint8
 
-// V1 is the format of new repositories: C layout, composefs_version 1.
-const V1 Version = 1
+// The formats.
+const (
+	V0 Version = 0 // what C mkcomposefs writes without options, if the tree has no whiteouts
+	V1 Version = 1 // the format of new repositories
+	V2 Version = 2 // the older layout of composefs-rs: no stubs, no fractions of seconds
+)
 
 // Sizes of the format, in bytes.
 const (
@@ -43,8 +49,10 @@ const (
 	maxXattrArea   = xattrHeader + 4*(0xffff-1)
 	maxExternal    = 1 << 53
 	maxChunkBits   = 12 + 31
+	chunkFormatV2  = 31 // chunk format of every file in format 2
 	maxDepth       = 2048
 	maxInline      = 5000
+	maxInlineV2    = 512 // readers of format 2 refuse more
 	maxTarget      = 4095
 	maxXattrs      = 128
 	maxSharedRefs  = 128
@@ -86,7 +94,7 @@ const (
 	nameUserOpaque    = "user.overlay.opaque"
 )
 
-// ErrVersion is returned for a format that this package does not write. It wraps
+// ErrVersion is returned for a format that is none of the three. It wraps
 // errors.ErrUnsupported.
 var ErrVersion = fmt.Errorf("composefs format: %w", errors.ErrUnsupported)
 
@@ -115,12 +123,14 @@ func (e *FormatError) Error() string {
 
 func roundUp(n, to int64) int64 { return (n + to - 1) &^ (to - 1) }
 
-// xattrPrefixes are the names that an entry stores as an index. Index 5
-// ("lustre.") does not exist in format 1.
-var xattrPrefixes = [...]string{0: "", 1: "user.", 2: nameACLAccess, 3: nameACLDefault, 4: "trusted.", 6: "security."}
+// xattrPrefixes are the names that an entry stores as an index.
+var xattrPrefixes = [...]string{0: "", 1: "user.", 2: nameACLAccess, 3: nameACLDefault, 4: "trusted.", prefixLustre: "lustre.", 6: "security."}
 
-// splitName returns the prefix index of a name and the rest.
-func splitName(name string) (index uint8, suffix string) {
+// prefixLustre exists in format 2 only; the others store the whole name.
+const prefixLustre = 5
+
+// splitName returns the prefix index of a name and the rest, as format v has them.
+func splitName(v Version, name string) (index uint8, suffix string) {
 	if name == "" {
 		return 0, name
 	}
@@ -138,6 +148,10 @@ func splitName(name string) (index uint8, suffix string) {
 	case 't':
 		if rest, ok := strings.CutPrefix(name, xattrPrefixes[4]); ok {
 			return 4, rest
+		}
+	case 'l':
+		if rest, ok := strings.CutPrefix(name, xattrPrefixes[prefixLustre]); ok && v == V2 {
+			return prefixLustre, rest
 		}
 	}
 	return 0, name

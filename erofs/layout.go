@@ -25,13 +25,16 @@ func (e *encoder) shape(i, dir int) (shape, *nodeError) {
 		s.xattrs = uniqueAreaSize(n.Digest)
 	} else {
 		var refs int
-		s.xattrs, refs = areaSize(e.list(n, n.IsDir() && e.dirs[dir].whiteouts))
+		s.xattrs, refs = areaSize(e.version, e.list(n, n.IsDir() && e.dirs[dir].whiteouts))
 		if refs > maxSharedRefs {
 			return s, nodeErrorf("xattr", "%d attributes that other files have too, limit %d", refs, maxSharedRefs)
 		}
 		if s.xattrs > maxXattrArea {
 			return s, nodeErrorf("xattr", "%d bytes of attributes, limit %d", s.xattrs, maxXattrArea)
 		}
+	}
+	if e.version == V2 {
+		return s, e.shapeV2(n, dir, &s)
 	}
 	switch n.Kind {
 	case tree.Directory:
@@ -109,8 +112,7 @@ func (e *encoder) dirents(d int, yield func(name string, n *tree.Node)) {
 }
 
 // layout gives every inode its place. Padding goes in front of an inode, so that
-// its tail does not cross a block, and that a symlink's target shares a block with
-// the start of its inode (kernels before 6.12 want that).
+// its tail does not cross a block.
 func (e *encoder) layout() error {
 	pos, dir := int64(firstInode), 0
 	for i := range e.inodes {
@@ -125,7 +127,11 @@ func (e *encoder) layout() error {
 			return nerr.at(e.findPath(n))
 		}
 		pos = roundUp(pos, slotSize)
-		pos = e.place(i, n, pos, &s)
+		if e.version == V2 {
+			pos = placeV2(n, pos, &s)
+		} else {
+			pos = e.place(i, n, pos, &s)
+		}
 		if pos/slotSize > math.MaxUint32 || i == 0 && pos/slotSize > math.MaxUint16 {
 			return &TreeError{Path: e.findPath(n), Field: "size", Detail: fmt.Sprintf("its inode would be at byte %d of the image", pos)}
 		}
@@ -143,7 +149,8 @@ func (e *encoder) layout() error {
 }
 
 // place returns where inode i starts, given that pos is free, and moves its tail
-// to a data block if it fits nowhere.
+// to a data block if it fits nowhere. A symlink's target shares a block with the
+// start of its inode: kernels before 6.12 want that. It is not for format 2.
 func (e *encoder) place(i int, n *tree.Node, pos int64, s *shape) int64 {
 	fixed := s.header + s.xattrs
 	if n.Kind == tree.Symlink {

@@ -1,6 +1,7 @@
 package erofs_test
 
 import (
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -10,16 +11,24 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"github.com/cfsboot/cfsboot/erofs"
 )
 
-// TestRootKernelReads mounts an image and compares what the kernel shows with the
+// TestRootKernelReads mounts an image of each format and compares what the kernel shows with the
 // tree. It needs a kernel that mounts EROFS from a file (6.12).
 func TestRootKernelReads(t *testing.T) {
 	if os.Getenv("CFSBOOT_ROOT_TESTS") != "1" {
 		t.Skip("needs root and a kernel with EROFS: set CFSBOOT_ROOT_TESTS=1, see tests/vm")
 	}
-	root := oracleTree()
-	image, _, _ := imageID(t, root)
+	for _, v := range formats {
+		t.Run(fmt.Sprint(v), func(t *testing.T) { compareKernel(t, v) })
+	}
+}
+
+func compareKernel(t *testing.T, v erofs.Version) {
+	root := oracleTree(v)
+	image, _, _ := imageIn(t, root, v)
 	file, dir := filepath.Join(t.TempDir(), "image"), t.TempDir()
 	if err := os.WriteFile(file, image, 0o600); err != nil {
 		t.Fatal(err)
@@ -43,7 +52,7 @@ func TestRootKernelReads(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := make(map[string]string)
-	describeTree(want, ".", root, linkCounts(root))
+	describeTree(want, ".", root, linkCounts(root), v)
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("tree mismatch (-want +got):\n%.3000s", diff)
 	}

@@ -80,11 +80,25 @@ func (a *attr) appendValue(b []byte) []byte {
 	return a.digest.AppendObjectPath(append(b, '/'))
 }
 
-// list returns the attributes of an inode in byte order of their names. holds
-// tells that it is a directory with escaped whiteouts. The result is valid until
-// the next call.
+// list returns the attributes of an inode in the order of the format. holds tells
+// that it is a directory with escaped whiteouts. The result is valid until the next
+// call.
 func (e *encoder) list(n *tree.Node, holds bool) []attr {
 	l := e.attrs[:0]
+	if e.version == V2 {
+		l = appendOwn(appendContents(l, n), n)
+	} else {
+		l = e.sorted(appendOwn(l, n), n, holds)
+	}
+	e.attrs = l
+	for i := range l {
+		l[i].pair = e.pairOf(&l[i])
+	}
+	return l
+}
+
+// appendOwn appends the attributes that the tree has, escaped.
+func appendOwn(l []attr, n *tree.Node) []attr {
 	for _, x := range n.Xattrs {
 		name := x.Name
 		if strings.HasPrefix(name, overlayPrefix) {
@@ -92,15 +106,28 @@ func (e *encoder) list(n *tree.Node, holds bool) []attr {
 		}
 		l = append(l, attr{name: name, value: x.Value})
 	}
-	plain := len(l)
+	return l
+}
+
+// appendContents appends the attributes that tell where the contents are.
+func appendContents(l []attr, n *tree.Node) []attr {
 	switch {
+	case n.IsExternal() && n.NoVerity:
+		return append(l, attr{name: nameMetacopy}, attr{name: nameRedirect, digest: n.Digest})
 	case n.IsExternal():
-		l = append(l, attr{name: nameMetacopy, digest: n.Digest}, attr{name: nameRedirect, digest: n.Digest})
-		if n.NoVerity {
-			l[plain].digest = fsverity.Digest{}
-		}
-	case n.Sparse && n.Size > 0:
-		l = append(l, attr{name: nameMetacopy})
+		return append(l, attr{name: nameMetacopy, digest: n.Digest}, attr{name: nameRedirect, digest: n.Digest})
+	case isChunked(n):
+		return append(l, attr{name: nameMetacopy})
+	}
+	return l
+}
+
+// sorted adds what formats 0 and 1 add to the attributes l that n has itself, and
+// puts all in byte order of their names.
+func (e *encoder) sorted(l []attr, n *tree.Node, holds bool) []attr {
+	plain := len(l)
+	l = appendContents(l, n)
+	switch {
 	case n == e.root:
 		l = append(l, attr{name: nameOpaque, value: "y"})
 	case e.escaped(n):
@@ -110,15 +137,13 @@ func (e *encoder) list(n *tree.Node, holds bool) []attr {
 	if holds {
 		l = replace(l, nameWhiteouts, "")
 		l = replace(l, nameUserWhiteouts, "")
-		l = replace(l, nameOpaqueEscaped, "x")
-		l = replace(l, nameUserOpaque, "x")
+		if e.version == V1 {
+			l = replace(l, nameOpaqueEscaped, "x")
+			l = replace(l, nameUserOpaque, "x")
+		}
 	}
 	if len(l) > plain && plain > 0 || holds || len(l) > plain+1 {
 		slices.SortFunc(l, func(a, b attr) int { return strings.Compare(a.name, b.name) })
-	}
-	e.attrs = l
-	for i := range l {
-		l[i].pair = e.pairOf(&l[i])
 	}
 	return l
 }
@@ -188,8 +213,7 @@ func (e *encoder) count() {
 	e.sortShared()
 }
 
-// sortShared gives the shared attributes their places: descending by name, then
-// length of the value, then value.
+// sortShared gives the shared attributes their places.
 func (e *encoder) sortShared() {
 	for x, p := range e.pairs {
 		if p.isShared() {
@@ -209,22 +233,38 @@ func (e *encoder) sortShared() {
 			e.shared = append(e.shared, sharedXattr{nameRedirect, string(a.appendValue(nil)), &d.redirect})
 		}
 	}
-	slices.SortFunc(e.shared, func(a, b sharedXattr) int {
-		return cmp.Or(strings.Compare(b.name, a.name), cmp.Compare(len(b.value), len(a.value)), strings.Compare(b.value, a.value))
-	})
+	order := compareShared
+	if e.version == V2 {
+		order = compareSharedV2
+	}
+	slices.SortFunc(e.shared, order)
 	offset := 0
 	for _, s := range e.shared {
 		s.pair.offset = uint32(offset)
-		_, suffix := splitName(s.name)
+		_, suffix := splitName(e.version, s.name)
 		offset += entrySize(len(suffix), len(s.value))
 	}
+}
+
+// compareShared is the order of formats 0 and 1: descending by name, then length of
+// the value, then value.
+func compareShared(a, b sharedXattr) int {
+	return cmp.Or(strings.Compare(b.name, a.name), cmp.Compare(len(b.value), len(a.value)), strings.Compare(b.value, a.value))
+}
+
+// compareSharedV2 is the order of format 2: ascending by prefix, then suffix, then
+// value.
+func compareSharedV2(a, b sharedXattr) int {
+	i, as := splitName(V2, a.name)
+	j, bs := splitName(V2, b.name)
+	return cmp.Or(cmp.Compare(i, j), strings.Compare(as, bs), strings.Compare(a.value, b.value))
 }
 
 // sharedSize returns the size of the shared table.
 func (e *encoder) sharedSize() int64 {
 	size := 0
 	for _, s := range e.shared {
-		_, suffix := splitName(s.name)
+		_, suffix := splitName(e.version, s.name)
 		size += entrySize(len(suffix), len(s.value))
 	}
 	return int64(size)
@@ -235,7 +275,7 @@ func entrySize(suffix, value int) int { return (4 + suffix + value + 3) &^ 3 }
 
 // areaSize returns the bytes of the attributes of an inode, and how many of them
 // are references.
-func areaSize(l []attr) (size int64, refs int) {
+func areaSize(v Version, l []attr) (size int64, refs int) {
 	if len(l) == 0 {
 		return 0, 0
 	}
@@ -246,7 +286,7 @@ func areaSize(l []attr) (size int64, refs int) {
 			refs++
 			continue
 		}
-		_, suffix := splitName(l[i].name)
+		_, suffix := splitName(v, l[i].name)
 		size += int64(entrySize(len(suffix), l[i].valueLen()))
 	}
 	return size, refs
