@@ -93,6 +93,44 @@ func SELinuxKind(k tree.Kind) selabel.Type {
 	}[k]
 }
 
+// LabelTree gives dir and all that is below it the labels that the policy has for
+// them at path, an absolute path in the image; without a policy (nil) it takes
+// labels away. Names that hard links have elsewhere play no role. The error is a
+// *SELinuxError, and then nothing has changed.
+func LabelTree(dir *tree.Node, path string, policy *selabel.Policy) error {
+	if policy == nil {
+		stripLabels(dir)
+		return nil
+	}
+	l := &labeller{policy: policy, first: make(map[*tree.Node]string)}
+	if err := l.walk(dir, aliased(policy, path)); err != nil {
+		return &SELinuxError{selinuxDir, err}
+	}
+	applyLabels(l.changes)
+	return nil
+}
+
+// LabelAt returns the label of a file of kind k at path, an absolute path, "" if it
+// has none. The error is a *SELinuxError.
+func LabelAt(policy *selabel.Policy, path string, k tree.Kind) (string, error) {
+	label, err := policy.Lookup(aliased(policy, path), SELinuxKind(k))
+	if err != nil {
+		return "", &SELinuxError{selinuxDir, err}
+	}
+	return label, nil
+}
+
+// aliased is the path that a walk from the root has for path.
+func aliased(policy *selabel.Policy, path string) string {
+	at := "/"
+	for part := range strings.SplitSeq(strings.Trim(path, "/"), "/") {
+		if part != "" {
+			at = policy.Alias(strings.TrimSuffix(at, "/") + "/" + part)
+		}
+	}
+	return at
+}
+
 // labelChange is the label that a node gets; "" takes it away. With dir, the entry
 // name of dir becomes a node of its own before that.
 type labelChange struct {

@@ -183,3 +183,42 @@ func TestLabels(t *testing.T) {
 		t.Errorf("attributes of a labelled file: %v", x)
 	}
 }
+
+// TestLabelTree: a part of a tree is labelled as a walk from the root would do it.
+func TestLabelTree(t *testing.T) {
+	policy, err := selabel.Parse(selabel.Files{
+		Contexts: []byte("/.* d\n/conf(/.*)? c\n/conf/x/.* -l l\n/never/.* <<none>>\n/(?!x)(.{5}){1000}c w\n"),
+		SubsDist: []byte("/etc /conf\n/conf/y /never\n/etc/y /wrong\n"),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := tree.NewDir(tree.Meta{})
+	enter(dir, "x/link", tree.NewSymlink(tree.Meta{}, "f"))
+	enter(dir, "x/f", inline(""))
+	enter(dir, "y/f", tree.NewInline(tree.Meta{Xattrs: []tree.Xattr{{Name: "security.selinux", Value: "old"}}}, nil))
+	if err := bootimage.LabelTree(dir, "/etc", policy); err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]string{"/": "c", "/x": "c", "/x/f": "c", "/x/link": "l", "/y": "d"}
+	if diff := cmp.Diff(want, labels(dir)); diff != "" {
+		t.Errorf("labels (-want +got):\n%s", diff)
+	}
+	for path, want := range map[string]string{"/": "d", "/etc": "c", "/etc/": "c", "/etc/x/link": "l", "/etc/y/f": "", "//etc//x/f": "l"} {
+		if got, err := bootimage.LabelAt(policy, path, tree.Symlink); err != nil || got != want {
+			t.Errorf("%s: got %q, %v, want %q", path, got, err, want)
+		}
+	}
+	long := tree.NewDir(tree.Meta{})
+	enter(long, strings.Repeat(strings.Repeat("x", 200)+"/", 80)+"f", inline(""))
+	var se *bootimage.SELinuxError
+	if err := bootimage.LabelTree(long, "/etc", policy); !errors.As(err, &se) || len(labels(long)) > 0 {
+		t.Errorf("a path that takes too long: %v, labels %v", err, labels(long))
+	}
+	if _, err := bootimage.LabelAt(policy, "/a", tree.Regular); !errors.As(err, &se) {
+		t.Errorf("a policy that is given up: %v", err)
+	}
+	if err := bootimage.LabelTree(dir, "/etc", nil); err != nil || len(labels(dir)) > 0 {
+		t.Errorf("without a policy: %v, labels %v", err, labels(dir))
+	}
+}

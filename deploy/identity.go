@@ -7,6 +7,7 @@ import (
 	"path"
 	"strings"
 
+	"github.com/cfsboot/cfsboot/bootimage/selabel"
 	"github.com/cfsboot/cfsboot/deploy/install"
 	"github.com/cfsboot/cfsboot/erofs/tree"
 	"github.com/cfsboot/cfsboot/internal/durable"
@@ -15,7 +16,7 @@ import (
 // writeRootKeys adds public keys to those that root can be logged in to with, in
 // the /var of all deployments: upgrades keep them. It can be repeated. The entry is
 // written later, so no machine boots without them.
-func (m *machine) writeRootKeys(root *tree.Node, keys []byte) error {
+func (m *machine) writeRootKeys(root *tree.Node, policy *selabel.Policy, keys []byte) error {
 	if keys == nil {
 		return nil
 	}
@@ -28,7 +29,8 @@ func (m *machine) writeRootKeys(root *tree.Node, keys []byte) error {
 		return err
 	}
 	// sshd wants a home and a .ssh that nobody else can write (StrictModes).
-	ssh, err := makePrivate(m.top, path.Join(sharedVar, home, ".ssh"))
+	at := path.Join("/var", home, ".ssh")
+	ssh, err := makePrivate(m.top, policy, path.Join(sharedVar, home, ".ssh"), at)
 	if err != nil {
 		return err
 	}
@@ -47,6 +49,9 @@ func (m *machine) writeRootKeys(root *tree.Node, keys []byte) error {
 	if err := ssh.WriteFile(name, append(old, keys...), 0o600); err != nil {
 		return err
 	}
+	if err := labelNew(policy, ssh, name, path.Join(at, name), tree.Regular); err != nil {
+		return err
+	}
 	return ssh.SyncFS() // and the directories above
 }
 
@@ -63,10 +68,13 @@ func rootHome(root *tree.Node) (string, error) {
 }
 
 // makePrivate opens a directory and makes what is missing of the last two parts of
-// its name, for the owner alone.
-func makePrivate(top *durable.Dir, name string) (*durable.Dir, error) {
-	for _, x := range []string{path.Dir(name), name} {
-		err := top.Mkdir(x, 0o700)
+// its name, for the owner alone. On the machine it is the directory at.
+func makePrivate(top *durable.Dir, policy *selabel.Policy, name, at string) (*durable.Dir, error) {
+	for _, x := range [][2]string{{path.Dir(name), path.Dir(at)}, {name, at}} {
+		err := top.Mkdir(x[0], 0o700)
+		if err == nil {
+			err = labelNew(policy, top, x[0], x[1], tree.Directory)
+		}
 		if err != nil && !errors.Is(err, fs.ErrExist) {
 			return nil, err
 		}
@@ -76,9 +84,13 @@ func makePrivate(top *durable.Dir, name string) (*durable.Dir, error) {
 
 // writeHostname puts the name of the machine into the /etc that is being made in
 // the directory name of dir. For later images it is a local change, and stays.
-func writeHostname(dir *durable.Dir, name, hostname string) error {
+func writeHostname(dir *durable.Dir, name string, policy *selabel.Policy, hostname string) error {
 	if hostname == "" {
 		return nil
 	}
-	return dir.WriteFile(path.Join(name, "hostname"), []byte(hostname+"\n"), 0o644)
+	file := path.Join(name, "hostname")
+	if err := dir.WriteFile(file, []byte(hostname+"\n"), 0o644); err != nil {
+		return err
+	}
+	return labelNew(policy, dir, file, "/etc/hostname", tree.Regular)
 }

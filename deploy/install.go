@@ -209,7 +209,11 @@ func (m *machine) install(ctx context.Context, src oci.Source, tx string, target
 	if err := m.fillVar(ctx, img.tree); err != nil {
 		return nil, err
 	}
-	if err := m.writeRootKeys(img.tree, o.RootSSHKeys); err != nil {
+	policy, err := bootimage.SELinuxPolicy(img.tree, m.repo)
+	if err != nil {
+		return nil, refuseImage(err)
+	}
+	if err := m.writeRootKeys(img.tree, policy, o.RootSSHKeys); err != nil {
 		return nil, err
 	}
 	m.say("making the state of deployment %s", short(d.ID))
@@ -217,7 +221,7 @@ func (m *machine) install(ctx context.Context, src oci.Source, tx string, target
 		if err := etcmerge.CopyEtc(ctx, dir, name, etc, m.repo); err != nil {
 			return err
 		}
-		return writeHostname(dir, name, o.Hostname)
+		return writeHostname(dir, name, policy, o.Hostname)
 	})
 	if err != nil {
 		return nil, err

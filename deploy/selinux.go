@@ -1,6 +1,7 @@
 package deploy
 
 import (
+	"errors"
 	"fmt"
 	"os"
 
@@ -8,7 +9,10 @@ import (
 
 	"github.com/cfsboot/cfsboot/bootimage"
 	"github.com/cfsboot/cfsboot/bootimage/selabel"
+	"github.com/cfsboot/cfsboot/deploy/etcmerge"
 	"github.com/cfsboot/cfsboot/deploy/record"
+	"github.com/cfsboot/cfsboot/erofs/tree"
+	"github.com/cfsboot/cfsboot/internal/durable"
 )
 
 // SELinux tells what the running kernel does about SELinux.
@@ -62,6 +66,43 @@ func (m *machine) checkSELinux(img *image, f following) (warnings []string, err 
 		return nil, refuse(CodeNoSELinux, what)
 	}
 	return []string{fmt.Sprintf("%s: deployment %s runs without it", what, short(img.id()))}, nil
+}
+
+// labelEtc gives a merged /etc the labels that the system which will run with it has
+// for it: those of the policy in it, which is the new image's with what is local, for
+// example the rules of semanage fcontext. If that one cannot be used, the image's own
+// counts. An image without a policy has no labels in /etc either.
+func (m *machine) labelEtc(next *tree.Node, res *etcmerge.Result) error {
+	name, err := bootimage.SELinuxType(next, m.repo)
+	if err != nil || name == "" {
+		return refuseImage(errors.Join(err, bootimage.LabelTree(res.Root, "/etc", nil)))
+	}
+	root := tree.NewDir(tree.Meta{})
+	root.Set("etc", res.Root)
+	policy, err := bootimage.SELinuxPolicy(root, res.Objects(m.repo))
+	if err == nil && policy != nil {
+		if err = bootimage.LabelTree(res.Root, "/etc", policy); err == nil {
+			return nil
+		}
+	}
+	m.Logger.Warn("the policy in /etc gives no labels: /etc is labelled by that of the image", "error", err)
+	if policy, err = bootimage.SELinuxPolicy(next, m.repo); err == nil {
+		err = bootimage.LabelTree(res.Root, "/etc", policy)
+	}
+	return refuseImage(err)
+}
+
+// labelNew labels what an installation adds to an image: name, below dir, which is at
+// path on the machine. Without a policy (nil) nothing has a label.
+func labelNew(policy *selabel.Policy, dir *durable.Dir, name, path string, k tree.Kind) error {
+	if policy == nil {
+		return nil
+	}
+	label, err := bootimage.LabelAt(policy, path, k)
+	if err != nil || label == "" {
+		return err
+	}
+	return dir.Setxattr(name, "security.selinux", []byte(label))
 }
 
 // readSELinux reads what status tells about SELinux.

@@ -109,6 +109,116 @@ func wantObjects(t *testing.T) int64 {
 	return w.objects()
 }
 
+// labelOf reads the label of a file of the physical root, "" if it has none.
+func (w *world) labelOf(name string) string {
+	w.t.Helper()
+	b := make([]byte, 100)
+	n, err := unix.Lgetxattr(filepath.Join(w.root.Path(), name), "security.selinux", b)
+	if errors.Is(err, unix.ENODATA) {
+		return ""
+	}
+	must(w.t, err)
+	return string(b[:n])
+}
+
+// TestEtcLabels: the /etc of each deployment has the labels of the policy that comes
+// with it, local files and local rules included.
+func TestEtcLabels(t *testing.T) {
+	needLabels(t)
+	const second = "/.* u:r:two_t:s0\n/etc(/.*)? u:r:etc2_t:s0\n/etc/motd -- u:r:motd2_t:s0\n/etc/link -l u:r:link2_t:s0\n/etc/none <<none>>\n"
+	const local = "etc/selinux/toy/contexts/files/file_contexts.local"
+	for name, c := range map[string]struct {
+		next  *ocitest.Image
+		edits map[string]string // of /etc
+		want  map[string]string // labels in /etc
+	}{
+		"by the new policy": {
+			next: withPolicy(t, "2", second),
+			want: map[string]string{".": "u:r:etc2_t:s0", "motd": "u:r:motd2_t:s0", "hostname": "u:r:etc2_t:s0", "mine": "u:r:etc2_t:s0", "link": "u:r:link2_t:s0", "none": "", "selinux/config": "u:r:etc2_t:s0"},
+		},
+		"with local rules": {
+			next:  withPolicy(t, "2", second),
+			edits: map[string]string{local: "/etc/mine -- u:r:local_t:s0\n"},
+			want:  map[string]string{"motd": "u:r:motd2_t:s0", "mine": "u:r:local_t:s0", local[len("etc/"):]: "u:r:etc2_t:s0"},
+		},
+		"local rules that cannot be read": {
+			next:  withPolicy(t, "2", second),
+			edits: map[string]string{local: "/etc/(mine -- u:r:local_t:s0\n"},
+			want:  map[string]string{"motd": "u:r:motd2_t:s0", "mine": "u:r:etc2_t:s0"},
+		},
+		"no policy any more": {
+			next: release(t, "2"),
+			want: map[string]string{".": "", "motd": "", "mine": "", "link": "", "hostname": ""},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			one := w.releases(withPolicy(t, "1", toyPolicy))[0]
+			etc := filepath.Join(w.stateDir(one), "etc")
+			if got := w.labelOf("state/deploy/" + one + "/etc/motd"); got != "u:r:etc_t:s0" {
+				t.Fatalf("label after the installation: %q", got)
+			}
+			w.edit("hostname", "mine\n")
+			w.edit("mine", "x\n")
+			w.edit("none", "x\n")
+			must(t, unix.Setxattr(filepath.Join(etc, "mine"), "security.selinux", []byte("u:r:byhand_t:s0"), 0))
+			must(t, unix.Lsetxattr(filepath.Join(etc, "motd"), "security.selinux", []byte("u:r:byhand_t:s0"), 0))
+			must(t, os.Symlink("motd", filepath.Join(etc, "link")))
+			for name, text := range c.edits {
+				w.edit(strings.TrimPrefix(name, "etc/"), text)
+			}
+			change, err := w.upgrade(c.next)
+			must(t, err)
+			w.edit("late", "after staging\n")
+			must(t, settled(w.finalize()))
+			two := change.Deployment
+			if got := w.boot(); got != two {
+				t.Fatalf("booted %s", got)
+			}
+			for name, want := range c.want {
+				if got := w.labelOf(filepath.Join("state/deploy", two, "etc", name)); got != want {
+					t.Errorf("/etc/%s: label %q, want %q", name, got, want)
+				}
+			}
+			if got := w.labelOf(filepath.Join("state/deploy", two, "etc/late")); got != c.want["selinux/config"] && c.want["selinux/config"] != "" {
+				t.Errorf("/etc/late: label %q", got)
+			}
+			checkQuiet(t, w)
+		})
+	}
+}
+
+// TestInstallLabels: what an installation adds to the image has labels too.
+func TestInstallLabels(t *testing.T) {
+	needLabels(t)
+	files := osTree("1")
+	for _, dir := range []string{"etc/selinux/", "etc/selinux/toy/", "etc/selinux/toy/contexts/", "etc/selinux/toy/contexts/files/"} {
+		files[dir] = ""
+	}
+	delete(files, "root/")
+	files["root"] = "-> var/roothome"
+	files["etc/selinux/config"] = "SELINUXTYPE=toy\n"
+	const name = "etc/selinux/toy/contexts/files/file_contexts"
+	files[name] = "/.* u:r:default_t:s0\n/etc/hostname -- u:r:hostname_t:s0\n/var/lib(/.*)? u:r:lib_t:s0\n/root -d u:r:home_t:s0\n/root/.ssh(/.*)? u:r:ssh_t:s0\n"
+	files[name+".subs_dist"] = "/var/roothome /root\n"
+	w := newWorld(t)
+	w.keys, w.hostname = testKey, "toy7"
+	one := w.releases(buildImage(t, files))[0]
+	for name, want := range map[string]string{
+		"state/deploy/" + one + "/etc/hostname":                   "u:r:hostname_t:s0",
+		"state/os/default/var":                                    "u:r:default_t:s0",
+		"state/os/default/var/lib/seed":                           "u:r:lib_t:s0",
+		"state/os/default/var/roothome":                           "u:r:home_t:s0",
+		"state/os/default/var/roothome/.ssh":                      "u:r:ssh_t:s0",
+		"state/os/default/var/roothome/.ssh/authorized_keys":      "u:r:ssh_t:s0",
+		"state/deploy/" + one + "/etc/selinux/toy/contexts/files": "u:r:default_t:s0",
+	} {
+		if got := w.labelOf(name); got != want {
+			t.Errorf("%s: label %q, want %q", name, got, want)
+		}
+	}
+}
+
 // TestStatusSELinux: mode, policy and label of the running machine.
 func TestStatusSELinux(t *testing.T) {
 	t.Parallel()

@@ -154,7 +154,7 @@ func (m *machine) decideEtc(ctx context.Context, next *tree.Node) (*etcmerge.Res
 	if len(res.Conflicts) > 0 {
 		return nil, etcConflict(res.Conflicts)
 	}
-	return res, nil
+	return res, m.labelEtc(next, res)
 }
 
 func (m *machine) scanEtc(ctx context.Context) (*etcmerge.Live, error) {

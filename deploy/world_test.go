@@ -188,7 +188,7 @@ type world struct {
 	other   *ocitest.Image // what otherReference stands for
 	systemd *fakeSystemd
 	clock   *clock
-	vars    vars    // of the firmware
+	vars    vars // of the firmware
 	selinux deploy.SELinuxState
 	killer  *killer // nil: no faults
 	verity  bool    // the root file system has fs-verity

@@ -53,7 +53,31 @@ func (r *Result) Build(ctx context.Context, parent *durable.Dir, name string, ob
 	return w.tree(ctx, parent, name, r.Root)
 }
 
-func (r *Result) openLive(at string) (io.ReadCloser, error) {
+// Objects returns an opener of the contents of every file of the result, by the
+// digests that Root has: of the live directory, or from objects. What it opens of the
+// live directory may have changed since the scan, which only Build notices.
+func (r *Result) Objects(objects ObjectOpener) ObjectOpener {
+	live := make(map[fsverity.Digest]string, len(r.local))
+	for n, at := range r.local {
+		live[n.Digest] = at
+	}
+	return &resultObjects{r, objects, live}
+}
+
+type resultObjects struct {
+	result  *Result
+	objects ObjectOpener
+	live    map[fsverity.Digest]string
+}
+
+func (o *resultObjects) OpenObject(d fsverity.Digest) (*os.File, error) {
+	if at, ok := o.live[d]; ok {
+		return o.result.openLive(at)
+	}
+	return o.objects.OpenObject(d)
+}
+
+func (r *Result) openLive(at string) (*os.File, error) {
 	f, err := r.live.dir.Open(at)
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ELOOP), errors.Is(err, unix.ENOTDIR):

@@ -512,3 +512,40 @@ func TestRootBuildOwners(t *testing.T) {
 	}
 	owners("", n, got)
 }
+
+// TestObjects: the contents of every file of a result can be read before it is built.
+func TestObjects(t *testing.T) {
+	at, o := t.TempDir(), newObjects(t)
+	p := d(0o755, map[string]*node{"image": o.put("old"), "edited": o.put("old")})
+	if err := etcmerge.Copy(t.Context(), openDir(t, at), "etc", p, o); err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range map[string]string{"edited": "by hand", "mine": "local"} {
+		if err := os.WriteFile(filepath.Join(at, "etc", name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r, err := etcmerge.Merge(p, scan(t, openDir(t, filepath.Join(at, "etc"))), d(0o755, map[string]*node{"image": o.put("new"), "edited": o.put("new")}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	objects := r.Objects(o)
+	for name, want := range map[string]string{"image": "new", "edited": "by hand", "mine": "local"} {
+		file, err := objects.OpenObject(r.Root.Lookup(name).Digest)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		got, err := os.ReadFile("/proc/self/fd/" + strconv.Itoa(int(file.Fd())))
+		if file.Close(); err != nil || string(got) != want {
+			t.Errorf("%s: got %q, %v", name, got, err)
+		}
+	}
+	if err := os.Remove(filepath.Join(at, "etc/mine")); err != nil {
+		t.Fatal(err)
+	}
+	var changed *etcmerge.ChangedError
+	if _, err := objects.OpenObject(r.Root.Lookup("mine").Digest); !errors.As(err, &changed) || changed.Path != "mine" {
+		t.Errorf("a file that is gone: %v", err)
+	}
+}

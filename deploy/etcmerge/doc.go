@@ -16,8 +16,8 @@
 // against a file on the other cannot be merged and is a [Conflict]. The outcome
 // for every combination is the table in docs/design/etc-merge.md.
 //
-// Not done here: SELinux labels by the new policy (the label of N is taken as it
-// is), and keeping what lost.
+// Not done here: SELinux labels by a policy (the label of N, or of what only C has,
+// is taken as it is; package deploy labels the result), and keeping what lost.
 //
 // Nothing here is for use by several goroutines at once.
 package etcmerge
