@@ -322,6 +322,10 @@ func (m *machine) finishRetire(ctx context.Context, id string) error {
 			}
 		}
 	}
+	// Those that a killed run has removed are gone from memory, perhaps not from the medium.
+	if err := m.esp.Dir().SyncFS(); err != nil {
+		return err
+	}
 	if err := m.look(); err != nil {
 		return err
 	}

@@ -283,6 +283,12 @@ func (m *machine) recover() error {
 				return err
 			}
 		}
+		// A killed run may have left it in memory only, and the journal says that it is on the medium.
+		if r.Event.Kind == record.EventArmed {
+			if err := m.esp.Dir().SyncFS(); err != nil {
+				return err
+			}
+		}
 		before := m.facts.State
 		if err := m.add(r.Event); err != nil {
 			return err

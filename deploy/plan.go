@@ -140,6 +140,9 @@ func decideUpgrade(f Facts, manifest string, retry bool) (action, error) {
 	case staged != nil && has(staged.Deployment):
 		return actKeep, nil
 	case next != f.BootedID() && f.broken(next): // it would not boot
+		if has(f.BootedID()) {
+			return actRearm, nil
+		}
 	case has(next) && staged != nil:
 		return actDrop, nil
 	case has(next):
