@@ -98,8 +98,9 @@ func checksum(body []byte) string {
 // understand, and no older one may be used in its place.
 var ErrIncomplete = errors.New("incomplete record")
 
-// ParseRecord reads the record with number seq. Errors are *FormatError, some
-// of them joined with ErrIncomplete.
+// ParseRecord reads the record with number seq. The kind of its event may be one
+// that only a newer program knows: the state says everything. Errors are
+// *FormatError, some of them joined with ErrIncomplete.
 func ParseRecord(seq uint64, data []byte) (Record, error) {
 	var env envelope
 	if err := decodeJSON(whatJournal, data, MaxRecordSize, &env); err != nil {
@@ -141,8 +142,8 @@ func (r Record) check() error {
 		return fail("seq", "%d, want 1 to %d", r.Seq, uint64(MaxEntrySeq))
 	case r.Time.IsZero():
 		return fail("time", "missing")
-	case transitions[r.Event.Kind] == nil:
-		return fail("event.kind", "%q is unknown", r.Event.Kind)
+	case !r.Event.Kind.named():
+		return fail("event.kind", "%q, want 1 to %d of a-z, 0-9 and -", r.Event.Kind, maxEventKind)
 	}
 	if field, detail := r.State.check(); field != "" {
 		return fail("state."+field, "%s", detail)

@@ -419,7 +419,9 @@ func TestParseRecordRejects(t *testing.T) {
 		{"format", func(m map[string]any) { m["format"] = 2; m["state"] = "not even an object" }},
 		{"seq", func(m map[string]any) { m["seq"] = 99 }},
 		{"time", func(m map[string]any) { delete(m, "time") }},
-		{"event.kind", func(m map[string]any) { m["event"] = map[string]any{"kind": "later"} }},
+		{"event.kind", func(m map[string]any) { m["event"] = map[string]any{} }},
+		{"event.kind", func(m map[string]any) { m["event"] = map[string]any{"kind": "a\nb"} }},
+		{"event.kind", func(m map[string]any) { m["event"] = map[string]any{"kind": strings.Repeat("a", 65)} }},
 		{"state.token", func(m map[string]any) { state(m)["token"] = "../x" }},
 		{"state.next_entry", func(m map[string]any) { state(m)["next_entry"] = 0 }},
 		{"state.next_entry", func(m map[string]any) { state(m)["next_entry"] = record.MaxEntrySeq + 1 }},
@@ -457,6 +459,31 @@ func TestParseRecordRejects(t *testing.T) {
 	// Unknown fields are fine.
 	if _, err := record.ParseRecord(seq, reseal(t, data, func(m map[string]any) { m["new"] = 1; state(m)["newer"] = 1 })); err != nil {
 		t.Errorf("an added field is refused: %v", err)
+	}
+}
+
+// TestFutureEvent: the state after an event counts, whatever the event was. A machine
+// that rolls back runs a program that knows fewer kinds.
+func TestFutureEvent(t *testing.T) {
+	d := disk{}
+	d.play(t, slices.Concat(install, bless1, upgrade)...)
+	want := d.journal(t).State()
+	name := record.FileName(uint64(len(d)))
+	d[name] = reseal(t, d[name], func(m map[string]any) {
+		m["event"] = map[string]any{"kind": "un-retire-2", "gone-for": []int{1}, "reason": "later"}
+	})
+	j := d.journal(t)
+	if diff := cmp.Diff(want, j.State()); diff != "" || len(j.Damaged()) > 0 {
+		t.Fatalf("damage %v, mismatch (-want +got):\n%s", j.Damaged(), diff)
+	}
+	s := d.play(t, finalize...)
+	if s.Staged != nil || s.Newest().Deployment != id2 {
+		t.Errorf("the next event: %+v", s)
+	}
+	// What is written is what this program knows.
+	var te *record.TransitionError
+	if _, err := d.journal(t).Next(ev{Kind: "un-retire-2"}, start, "b"); !errors.As(err, &te) {
+		t.Errorf("got %v, want a *TransitionError", err)
 	}
 }
 

@@ -30,6 +30,16 @@ func (o Op) Stages() bool { return o == OpUpgrade || o == OpSwitch }
 // EventKind names one step of the commit protocol (lifecycle.md 6.5).
 type EventKind string
 
+// maxEventKind bounds the length of a kind, in bytes.
+const maxEventKind = 64
+
+// named tells whether k can be a kind of event, perhaps of a newer program.
+func (k EventKind) named() bool {
+	return k != "" && len(k) <= maxEventKind && !strings.ContainsFunc(string(k), func(r rune) bool {
+		return (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '-'
+	})
+}
+
 // The events, in the order in which they usually come. Each comment says what
 // must be durable before the event is recorded.
 const (

@@ -312,6 +312,24 @@ func TestRememberFull(t *testing.T) {
 	}
 }
 
+// TestRememberFutureEvent: a newer program wrote the last record, of an event that the
+// initramfs of an older release does not know. It says what to start all the same.
+func TestRememberFutureEvent(t *testing.T) {
+	fsys := place(t)
+	r := record.Record{Format: record.JournalFormat, Seq: 2, Time: failTime, State: entries(rel1, rel3, rel2)}
+	r.Event.Kind = "of-a-newer-program"
+	r.State.Failed, r.State.Orphans = []record.Failure{}, []string{}
+	data, err := r.Encode()
+	must(t, err)
+	must(t, os.WriteFile(filepath.Join(fsys.Path(), record.JournalDir, r.Name()), data, 0o644))
+	fsys = durabletest.Over(t, fsys.Path())
+	vars := fakeVars{"LoaderEntrySelected": "cfsboot_0123abcd-0000000003.conf"}
+	got, err := setuproot.Remember(fsys.Open(), failOptions(vars), []byte(kmsg), setuproot.ActionReboot)
+	if err != nil || got.OneShot != 2 || vars["LoaderEntryOneShot"] != second {
+		t.Errorf("got %+v, %v, one-shot %q, want entry 2", got, err, vars["LoaderEntryOneShot"])
+	}
+}
+
 // TestRememberDamaged: a streak that is no streak, and a journal of another format, stop nothing.
 func TestRememberDamaged(t *testing.T) {
 	fsys := place(t)
