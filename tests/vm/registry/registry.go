@@ -211,7 +211,7 @@ func (r *Registry) client() (*http.Client, error) {
 	if !pool.AppendCertsFromPEM(pem) {
 		return nil, errors.New("ca.pem holds no certificate")
 	}
-	return &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}}}, nil
+	return &http.Client{Timeout: 20 * time.Second, Transport: patient{&http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}}}}, nil
 }
 
 // Digest returns the digest of the manifest behind a tag, or "" if there is none.
