@@ -159,6 +159,8 @@ func (o DiskOptions) probe(ctx context.Context, path string) (*os.File, disk.Dis
 			return nil, disk.Disk{}, fmt.Errorf("%w: no file is made in /dev", err)
 		}
 		return nil, disk.Disk{Path: path, Regular: true, Size: o.Size, Sector: 512}, nil
+	case errors.Is(err, fs.ErrNotExist) && !strings.HasPrefix(filepath.Clean(path), "/dev/"):
+		return nil, disk.Disk{}, fmt.Errorf("%w; --size makes a new file", err)
 	case err != nil:
 		return nil, disk.Disk{}, err
 	}
