@@ -2,6 +2,7 @@ package deploy
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"slices"
 	"strings"
@@ -10,14 +11,24 @@ import (
 
 	"github.com/cfsboot/cfsboot/deploy/esp"
 	"github.com/cfsboot/cfsboot/deploy/record"
+	"github.com/cfsboot/cfsboot/fsverity"
 	"github.com/cfsboot/cfsboot/internal/durable"
 )
 
-// defect is something without which a deployment cannot boot. Only what is cheap is
-// looked at: names, types and sizes, no content.
+// defect is something that a deployment lacks. Only what is cheap is looked at:
+// names, types and sizes, no content.
 type defect struct {
 	Code   string // ProblemDeployment, ProblemState, ProblemImage or ProblemPayload
 	Detail string // "its … is gone"
+	Boots  bool   // the initramfs starts the deployment all the same
+}
+
+// of says so of a deployment.
+func (x defect) of(id string) string {
+	if x.Boots {
+		return fmt.Sprintf("deployment %s boots, but `cfsboot rollback` cannot go there: %s", short(id), x.Detail)
+	}
+	return fmt.Sprintf("deployment %s cannot boot: %s", short(id), x.Detail)
 }
 
 // findDefects looks in the root file system for what the deployments that have a boot
@@ -32,8 +43,8 @@ func findDefects(top *durable.Dir, f Facts) map[string][]defect {
 		}
 		_, recorded := f.Deployments[id]
 		list := stateDefects(top, id, recorded)
-		if _, err := top.Lstat(repoDir + "/images/" + id); images && isGone(err) {
-			list = append(list, defect{ProblemImage, "its image is not in the repository"})
+		if images {
+			list = append(list, imageDefects(top, id)...)
 		}
 		if len(list) > 0 {
 			out[id] = list
@@ -54,33 +65,54 @@ func addPayloadDefects(out map[string][]defect, part *esp.ESP, f Facts) {
 			all = append(all, err.Error())
 		}
 		if all != nil {
-			out[id] = append(out[id], defect{ProblemPayload, strings.Join(all, "; ")})
+			out[id] = append(out[id], defect{Code: ProblemPayload, Detail: strings.Join(all, "; ")})
 		}
 	}
 }
 
-// stateDefects looks at the state of a deployment as the initramfs does.
+// imageDefects looks for the image of a deployment as the initramfs does: by its
+// name, and if that leads nowhere, for the object.
+func imageDefects(top *durable.Dir, id string) []defect {
+	err := leads(top, repoDir+"/images/"+id, 0)
+	if !isGone(err) && !errors.Is(err, unix.EXDEV) {
+		return nil
+	}
+	if d, bad := fsverity.ParseHex(id); bad == nil && errors.Is(err, fs.ErrNotExist) {
+		if _, err := top.Lstat(repoDir + "/objects/" + d.ObjectPath()); !isGone(err) {
+			return []defect{{ProblemImage, "its image has no name in the repository", true}}
+		}
+	}
+	return []defect{{Code: ProblemImage, Detail: "its image is not in the repository"}}
+}
+
+// stateDefects looks at the state of a deployment as the initramfs does, and at the
+// record, which that does not read.
 func stateDefects(top *durable.Dir, id string, recorded bool) (out []defect) {
 	name := stateOf(id)
 	if _, err := top.Lstat(name); isGone(err) {
-		return []defect{{ProblemState, "its state is gone"}}
+		return []defect{{Code: ProblemState, Detail: "its state is gone"}}
 	}
 	if !recorded {
-		out = append(out, defect{ProblemDeployment, "its record cannot be read"})
+		out = append(out, defect{ProblemDeployment, "its record cannot be read", true})
 	}
 	if list, err := top.ReadSubDir(name + "/etc"); isGone(err) || err == nil && len(list) == 0 {
-		out = append(out, defect{ProblemState, "its /etc is gone or empty"})
+		out = append(out, defect{Code: ProblemState, Detail: "its /etc is gone or empty"})
 	}
 	// The link to the directory that all deployments share.
-	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH}
-	fd, err := unix.Openat2(top.Fd(), name+"/var", &how)
-	if err == nil {
-		err = unix.Close(fd)
-	}
-	if isGone(err) || errors.Is(err, unix.EXDEV) {
-		out = append(out, defect{ProblemState, "its /var is gone or leads to no directory"})
+	if err := leads(top, name+"/var", unix.O_DIRECTORY); isGone(err) || errors.Is(err, unix.EXDEV) {
+		out = append(out, defect{Code: ProblemState, Detail: "its /var is gone or leads to no directory"})
 	}
 	return out
+}
+
+// leads finds out whether a name, which may be a link, leads to something below top.
+func leads(top *durable.Dir, name string, flags uint64) error {
+	how := unix.OpenHow{Flags: flags | unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH}
+	fd, err := unix.Openat2(top.Fd(), name, &how)
+	if err != nil {
+		return err
+	}
+	return unix.Close(fd)
 }
 
 // isGone tells a thing that is not there, or is of another type, from one that
@@ -102,8 +134,13 @@ func payloadSizes(d record.Deployment, digest string) []esp.Sum {
 	return []esp.Sum{{Name: payloadKernel, Size: esp.AnySize}, {Name: payloadInitrd, Size: esp.AnySize}}
 }
 
-// broken tells whether a deployment lacks something that it needs to boot.
+// broken tells whether a deployment lacks anything.
 func (f Facts) broken(id string) bool { return len(f.defects[id]) > 0 }
+
+// bootable tells whether nothing is missing that a deployment needs to boot.
+func (f Facts) bootable(id string) bool {
+	return !slices.ContainsFunc(f.defects[id], func(x defect) bool { return !x.Boots })
+}
 
 // rollbackTarget is what `rollback` without ID goes to: the newest other
 // deployment that has booted well and lacks nothing; if each of them does, the

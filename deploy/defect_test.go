@@ -25,8 +25,11 @@ func (w *world) payloadDir(id string) string {
 	return ""
 }
 
-// defects are what may be taken from a deployment so that it cannot boot, by name:
-// the code of the problem in the status, and how.
+// harmless are the defects with which a deployment boots all the same.
+var harmless = []string{"record", "bad record", "image"}
+
+// defects are what may be taken from a deployment that it needs to boot, or to be
+// gone back to, by name: the code of the problem in the status, and how.
 var defects = map[string]struct {
 	code string
 	take func(w *world, id string) error
@@ -35,6 +38,9 @@ var defects = map[string]struct {
 	"etc":    {deploy.ProblemState, func(w *world, id string) error { return os.RemoveAll(w.stateDir(id) + "/etc") }},
 	"var":    {deploy.ProblemState, func(w *world, id string) error { return os.Remove(w.stateDir(id) + "/var") }},
 	"record": {deploy.ProblemDeployment, func(w *world, id string) error { return os.Remove(w.stateDir(id) + "/deployment.json") }},
+	"bad record": {deploy.ProblemDeployment, func(w *world, id string) error {
+		return os.WriteFile(w.stateDir(id)+"/deployment.json", []byte("{"), 0o644)
+	}},
 	"link of var": {deploy.ProblemState, func(w *world, id string) error {
 		return errors.Join(os.Remove(w.stateDir(id)+"/var"), os.Symlink("/tmp", w.stateDir(id)+"/var"))
 	}},
@@ -49,6 +55,15 @@ var defects = map[string]struct {
 	}},
 	"image": {deploy.ProblemImage, func(w *world, id string) error {
 		return os.Remove(filepath.Join(w.root.Path(), "composefs/images", id))
+	}},
+	"object": {deploy.ProblemImage, func(w *world, id string) error {
+		name := filepath.Join(w.root.Path(), "composefs/images", id)
+		object, err := filepath.EvalSymlinks(name)
+		return errors.Join(err, os.Remove(name), os.Remove(object))
+	}},
+	"object behind its name": {deploy.ProblemImage, func(w *world, id string) error {
+		object, err := filepath.EvalSymlinks(filepath.Join(w.root.Path(), "composefs/images", id))
+		return errors.Join(err, os.Remove(object))
 	}},
 }
 
@@ -85,7 +100,10 @@ func TestStatusNamesDefects(t *testing.T) {
 		for _, id := range ids {
 			w := base.copy()
 			w.take(what, id)
-			if got := told(w); len(got) != 1 || got[0].Code != x.code || !strings.Contains(got[0].Message, id[:12]) {
+			got := told(w)
+			if len(got) != 1 || got[0].Code != x.code || !strings.Contains(got[0].Message, id[:12]) {
+				t.Errorf("%s of %s: %+v", what, id[:12], got)
+			} else if x.code != deploy.ProblemDeployment && strings.Contains(got[0].Message, "cannot boot") == slices.Contains(harmless, what) {
 				t.Errorf("%s of %s: %+v", what, id[:12], got)
 			}
 		}
@@ -117,7 +135,7 @@ func TestLastBootable(t *testing.T) {
 			}
 			_, err := w.gc(0)
 			var roots *repo.RootsError
-			if err != nil && !(what == "image" && errors.As(err, &roots)) { // a ref of it leads nowhere
+			if err != nil && !(defects[what].code == deploy.ProblemImage && errors.As(err, &roots)) { // a ref of it leads nowhere
 				t.Fatal(err)
 			}
 			if !slices.Contains(w.state().Deployments(), ids[0]) {
@@ -131,6 +149,72 @@ func TestLastBootable(t *testing.T) {
 				t.Errorf("booted %s", got)
 			}
 		})
+	}
+}
+
+// TestDeleteLastProved: the running release is not known to be good, and the only one
+// that was lacks something. It stays all the same, and boots if the initramfs does not
+// need what is missing. Once the running one is good it may go.
+func TestDeleteLastProved(t *testing.T) {
+	t.Parallel()
+	base := newWorld(t)
+	one := base.releases(release(t, "1"))[0]
+	must(t, settled(base.upgrade(release(t, "2"))))
+	must(t, settled(base.finalize()))
+	two := base.boot()
+	for what := range defects {
+		t.Run(what, func(t *testing.T) {
+			w := base.copy()
+			w.t = t
+			w.take(what, one)
+			_, err := w.delete(one)
+			if !refusedFor(deploy.CodeLast)(err) {
+				t.Fatalf("delete: %v", err)
+			}
+			oneLine(t, err)
+			later := w.copy()
+			later.t = t
+			boots := func() bool {
+				for range 4 {
+					if id, err := w.tryBoot(); err != nil || id == one {
+						return err == nil
+					}
+				}
+				return false
+			}()
+			if want := slices.Contains(harmless, what); boots != want {
+				t.Errorf("it boots: %v, want %v", boots, want)
+			}
+			later.bless()
+			if _, err := later.delete(one); err != nil {
+				t.Errorf("delete beside a good one: %v", err)
+			}
+			if got := later.boot(); got != two {
+				t.Errorf("booted %s", short(got))
+			}
+		})
+	}
+}
+
+// TestDeleteLesser: of two that were good, neither of which is the running one, the
+// one that lacks something may go, and the other may not.
+func TestDeleteLesser(t *testing.T) {
+	t.Parallel()
+	base := newWorld(t)
+	base.configure("keep = 9\n")
+	ids := base.releases(releasesOf(t, 2)...)
+	must(t, settled(base.upgrade(release(t, "3"))))
+	must(t, settled(base.finalize()))
+	base.boot()
+	for what := range defects {
+		w := base.copy()
+		w.take(what, ids[0])
+		if _, err := w.delete(ids[1]); !refusedFor(deploy.CodeLast)(err) {
+			t.Errorf("%s: delete the whole one: %v", what, err)
+		}
+		if _, err := w.delete(ids[0]); err != nil {
+			t.Errorf("%s: delete the other one: %v", what, err)
+		}
 	}
 }
 

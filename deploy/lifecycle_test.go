@@ -30,6 +30,9 @@ import (
 // checkObjects opens the image and every object it names, as the kernel will.
 func checkObjects(ctx context.Context, r *repo.Repository, d fsverity.Digest) error {
 	f, err := r.OpenImage(ctx, d)
+	if errors.Is(err, fs.ErrNotExist) {
+		f, err = r.OpenObject(d)
+	}
 	if err != nil {
 		return err
 	}

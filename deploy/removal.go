@@ -142,21 +142,36 @@ func decideDelete(f Facts, prefix string) (deletePlan, error) {
 		slices.Sort(files)
 		return plan, &ConflictError{What: "boot entries that cfsboot did not make start deployment " + short(id), Paths: files}
 	}
-	if f.good(id) && !slices.ContainsFunc(f.State.Entries, func(a record.ArmedEntry) bool { return a.Deployment != id && f.good(a.Deployment) }) {
-		return plan, refuse(CodeLast, "deployment %s is the only one that is known to boot; the running one has not been found healthy yet", short(id))
+	if isLast(f, id) {
+		what, running := "that is known to boot", "has not been found healthy yet"
+		if !f.good(id) {
+			what = "that was found healthy"
+		}
+		if f.proved(f.BootedID()) {
+			running = "lacks something that it needs to boot"
+		}
+		return plan, refuse(CodeLast, "deployment %s is the only one %s; the running one %s", short(id), what, running)
 	}
 	plan.Warnings = deleteWarnings(f, id)
 	return plan, nil
 }
 
+// isLast tells whether no other deployment would do as well to fall back to, while
+// the running one may be none.
+func isLast(f Facts, id string) bool {
+	n := f.standing(id)
+	return n > 0 && !f.good(f.BootedID()) && !slices.ContainsFunc(f.State.Entries, func(a record.ArmedEntry) bool {
+		return a.Deployment != id && f.standing(a.Deployment) >= n
+	})
+}
+
 // deleteWarnings says what takes the place of a deployment.
 func deleteWarnings(f Facts, id string) (warnings []string) {
-	after := f
-	after.State.Entries = slices.DeleteFunc(slices.Clone(f.State.Entries), func(a record.ArmedEntry) bool { return a.Deployment == id })
-	if n := f.State.Newest(); n != nil && n.Deployment == id {
+	after := f.without([]string{id})
+	if f.nextID() == id {
 		next := "nothing"
-		if n := after.State.Newest(); n != nil {
-			next = short(n.Deployment)
+		if n := after.nextID(); n != "" {
+			next = short(n)
 		}
 		warnings = append(warnings, fmt.Sprintf("deployment %s was the default of the next boot; now it is %s", short(id), next))
 	}

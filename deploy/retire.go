@@ -164,10 +164,27 @@ func (f Facts) whole(a record.ArmedEntry) bool {
 
 // good tells whether a deployment has booted well and can be started: its entry is
 // whole, and nothing is seen to be missing of what that needs.
-func (f Facts) good(id string) bool {
-	return !f.broken(id) && slices.ContainsFunc(f.State.Entries, func(a record.ArmedEntry) bool {
+func (f Facts) good(id string) bool { return f.proved(id) && f.bootable(id) }
+
+// proved tells whether a deployment has booted well and its entry is whole.
+func (f Facts) proved(id string) bool {
+	return slices.ContainsFunc(f.State.Entries, func(a record.ArmedEntry) bool {
 		return a.Deployment == id && a.Blessed && !a.Failed && !a.Retiring && f.whole(a)
 	})
+}
+
+// standing is how well a deployment will do as the one to fall back to: the more the
+// better. 0: it was never found healthy, or its entry is not whole.
+func (f Facts) standing(id string) int {
+	switch {
+	case !f.proved(id):
+		return 0
+	case !f.bootable(id):
+		return 1 // what it lacks may come back
+	case f.broken(id):
+		return 2 // the menu starts it
+	}
+	return 3
 }
 
 // fallback is the newest deployment but the running one that has booted well and

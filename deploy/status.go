@@ -352,7 +352,7 @@ const (
 	ProblemNoRollback  = "no-rollback"        // there is nothing to go back to
 	ProblemNotRecorded = "not-recorded"       // the running deployment is not in the journal
 	ProblemState       = "state"              // the state of a deployment is gone, or a part of it
-	ProblemImage       = "image"              // the image of a deployment is not in the repository
+	ProblemImage       = "image"              // the image of a deployment is not in the repository, or has no name there
 	ProblemPayload     = "payload"            // kernel or initrd of a deployment is missing, or has another size
 	ProblemConfig      = "config"             // cfsboot.toml cannot be used, or has what nobody reads
 	ProblemClock       = "clock"              // the clock is behind what was recorded
@@ -397,7 +397,7 @@ func (b *statusBuilder) findProblems() {
 // on one machine may differ by their time zones.
 const clockSlack = 24 * time.Hour
 
-// stateProblems names the deployments that have an entry and cannot boot. A record
+// stateProblems names the deployments that have an entry and lack something. A record
 // that is there and cannot be read was told when it was read.
 func (b *statusBuilder) stateProblems() {
 	for _, id := range b.in.State.Deployments() {
@@ -409,7 +409,7 @@ func (b *statusBuilder) stateProblems() {
 		known := slices.ContainsFunc(b.problems, told)
 		for _, x := range b.in.defects[id] {
 			if x.Code != ProblemDeployment {
-				b.problem(x.Code, b.mend(id), "deployment %s cannot boot: %s", short(id), x.Detail)
+				b.problem(x.Code, b.mend(id), "%s", x.of(id))
 				known = true
 			}
 		}
@@ -419,10 +419,17 @@ func (b *statusBuilder) stateProblems() {
 	}
 }
 
-// mend says what to do about a deployment that cannot boot.
+// mend says what to do about a deployment that lacks something.
 func (b *statusBuilder) mend(id string) string {
-	if id == b.booted || id == b.next {
+	switch {
+	case id != b.booted && id != b.next:
+	case b.in.bootable(id):
+		return ""
+	default:
 		return "do not reboot before `cfsboot upgrade`, or `cfsboot rollback` to another one"
+	}
+	if isLast(b.in.Facts, id) {
+		return "keep it until the running one is found healthy"
 	}
 	return fmt.Sprintf("`cfsboot delete %s` gives it up", short(id))
 }

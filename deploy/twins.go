@@ -2,6 +2,7 @@ package deploy
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/cfsboot/cfsboot/internal/mnt"
@@ -32,7 +33,8 @@ func (m *machine) stateWarnings(seq uint64) (out []string) {
 	}
 	next := m.facts.nextID()
 	if list := m.facts.defects[next]; len(list) > 0 {
-		out = append(out, fmt.Sprintf("deployment %s, which the next boot starts, cannot boot: %s", short(next), list[0].Detail))
+		worst := max(0, slices.IndexFunc(list, func(x defect) bool { return !x.Boots }))
+		out = append(out, "the next boot: "+list[worst].of(next))
 	}
 	out = append(out, m.choiceWarnings(seq)...)
 	if _, err := m.retiringKeep(); err != nil {

@@ -443,8 +443,8 @@ func (w *world) changed() {
 	}
 }
 
-// setupRoot is the initramfs: image by digest and measured, every object there,
-// state complete.
+// setupRoot is the initramfs: image by digest, or its object if that name is gone,
+// and measured, every object there, state complete.
 func (w *world) setupRoot(id string, options bls.Cmdline) error {
 	top, err := durable.OpenDir(w.root.Path())
 	if err != nil {
@@ -476,9 +476,11 @@ func (w *world) setupRoot(id string, options bls.Cmdline) error {
 	if err != nil || len(etc) == 0 {
 		return fmt.Errorf("state of %s: %d files, %w", id[:12], len(etc), err)
 	}
-	if st, err := os.Stat(filepath.Join(w.root.Path(), "state/deploy", id, "var")); err != nil || !st.IsDir() {
+	fd, err := unix.Openat2(top.Fd(), "state/deploy/"+id+"/var", &unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH})
+	if err != nil {
 		return fmt.Errorf("/var of %s: %w", id[:12], err)
 	}
+	must(w.t, unix.Close(fd))
 	b, err := record.Booted{
 		Digest: id, Algorithm: "sha512-12", Karg: options.String(), Gate: "digest", Secure: w.verity,
 		Sysroot: record.BootedSysroot{Dev: cmp.Or(w.sysroot, "254:2")}, Etc: "bind", Var: "bind", Root: "ro", Erofs: "file", Kernel: "6.12",
