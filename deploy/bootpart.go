@@ -1,6 +1,7 @@
 package deploy
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -82,14 +83,15 @@ type partition struct {
 	dev      esp.Device
 	dir      *durable.Dir // nil: it cannot be opened
 	err      error        // why
-	entries  int          // boot entries of this installation
+	entries  int          // boot entries of the journal
 	payloads int          // of entries in the journal
+	names    int          // boot entries of this installation, also those of the past
 	whole    bool         // all entries of the journal are there
 }
 
 // chooseBoot opens what may be the boot partition and returns the one that holds
-// this installation: most of its boot entries, else most of its payloads, else the
-// likeliest one. A type alone decides nothing: XBOOTLDR may be the /boot of another
+// this installation: most boot entries of the journal, else most of its payloads,
+// else most entries of the past, which an old copy has too, else the likeliest one. A type alone decides nothing: XBOOTLDR may be the /boot of another
 // system. The order of list is that of Find; behind one that holds all entries
 // nothing is looked at.
 //
@@ -137,7 +139,15 @@ func (p *partition) count(s record.State) {
 			p.payloads++
 		}
 	}
-	p.entries = len(found)
+	p.names = len(found)
+	for _, a := range s.Entries {
+		if slices.Contains(found, a.Seq) {
+			p.entries++
+		}
+	}
+	if len(s.Entries) == 0 { // what there is, is all that can be known
+		p.entries = p.names
+	}
 	p.whole = len(found) > 0 && !slices.ContainsFunc(s.Entries, func(a record.ArmedEntry) bool { return !slices.Contains(found, a.Seq) })
 }
 
@@ -145,7 +155,8 @@ func (p *partition) count(s record.State) {
 func bestPartition(all []partition) int {
 	best := 0
 	for i, p := range all {
-		if p.entries > all[best].entries || p.entries == all[best].entries && p.payloads > all[best].payloads {
+		b := all[best]
+		if cmp.Or(cmp.Compare(p.entries, b.entries), cmp.Compare(p.payloads, b.payloads), cmp.Compare(p.names, b.names)) > 0 {
 			best = i
 		}
 	}
@@ -153,11 +164,11 @@ func bestPartition(all []partition) int {
 		return best
 	}
 	for i, p := range all {
-		if p.err != nil && (i == 0 || !errors.Is(p.err, errNoFAT)) {
+		if p.err != nil && (i == 0 || !errors.Is(p.err, errNoFAT)) && !(all[best].names > 0 && errors.Is(p.err, errNoFAT)) {
 			return i
 		}
 	}
-	return 0
+	return best
 }
 
 // errNoFAT says that a partition is none that loader and firmware can read.
