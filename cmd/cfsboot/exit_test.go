@@ -93,9 +93,9 @@ func TestAdvice(t *testing.T) {
 	}
 	for want, err := range map[string]error{
 		"cfsboot: something on this machine's disk is damaged": &fsverity.MismatchError{},
-		"incomplete: no space at \"\": need 0 bytes, have 0 bytes\ncfsboot: free space there, or use a larger file system; `cfsboot repo gc` removes what the repository holds for nothing, and run the command again with --wipe\n": &deploy.IncompleteError{Path: "/dev/x", Err: &durable.SpaceError{}},
-		"cfsboot: interrupted: /dev/x was wiped (ext4 \"a\"; swap) and is incomplete\ncfsboot: run the command again with --wipe\n":                                                                                                  interrupted{&deploy.IncompleteError{Path: "/dev/x", Destroyed: []string{`ext4 "a"`, "swap"}, Err: context.Canceled}},
-		"cfsboot: interrupted: the new file \"x\" is removed again\ncfsboot: run the command again\n":                                                                                                                                interrupted{&deploy.IncompleteError{Path: "x", Removed: true, Err: context.Canceled}},
+		"incomplete: no space left at \"\"\ncfsboot: free space there, or use a larger file system; `cfsboot repo gc` removes what the repository holds for nothing, and run the command again with --wipe\n": &deploy.IncompleteError{Path: "/dev/x", Err: &durable.SpaceError{}},
+		"cfsboot: interrupted: /dev/x was wiped (ext4 \"a\"; swap) and is incomplete\ncfsboot: run the command again with --wipe\n":                                                                           interrupted{&deploy.IncompleteError{Path: "/dev/x", Destroyed: []string{`ext4 "a"`, "swap"}, Err: context.Canceled}},
+		"cfsboot: interrupted: the new file \"x\" is removed again\ncfsboot: run the command again\n":                                                                                                         interrupted{&deploy.IncompleteError{Path: "x", Removed: true, Err: context.Canceled}},
 		"tell who publishes the image":     &oci.DigestError{},
 		"; `cfsboot repo gc` removes what": &durable.SpaceError{},
 		"what the pull has stored stays (\"/r\" is locked by process 7): `cfsboot repo gc`": &pull.LeftError{Err: &remote.Error{}, Left: &repo.LockedError{Path: "/r", PID: 7}},

@@ -466,7 +466,10 @@ func TestSpace(t *testing.T) {
 		t.Errorf("got %v, want a SpaceError", err)
 	}
 	for e, want := range map[durable.SpaceError]string{
-		{Where: "/x", Need: 5, Have: 3}:                                  `no space at "/x": need 5 bytes, have 3 bytes`,
+		{Where: "/x", Need: 5, Have: 3}:           `no space at "/x": need 5 bytes, have 3 bytes`,
+		{Where: "/x", Need: 3, Have: 24221114368}: `no space left at "/x", although 24221114368 bytes look free`,
+		{Where: "/x", Have: 3}:                    `no space left at "/x", although 3 bytes look free`,
+		{Where: "/x"}:                             `no space left at "/x"`,
 		{Where: "/x", Have: 3, Inodes: true, NeedFiles: 5, HaveFiles: 2}: `no space at "/x": need 5 inodes, have 2 (3 bytes are free)`,
 	} {
 		if got := e.Error(); got != want {

@@ -27,7 +27,13 @@ func (e *SpaceError) Error() string {
 	if e.Inodes {
 		return fmt.Sprintf("no space at %q: need %d inodes, have %d (%d bytes are free)", e.Where, e.NeedFiles, e.HaveFiles, e.Have)
 	}
-	return fmt.Sprintf("no space at %q: need %d bytes, have %d bytes", e.Where, e.Need, e.Have)
+	switch {
+	case e.Need > e.Have:
+		return fmt.Sprintf("no space at %q: need %d bytes, have %d bytes", e.Where, e.Need, e.Have)
+	case e.Have > 0: // blocks for the file system's own use, a quota, the size of a directory
+		return fmt.Sprintf("no space left at %q, although %d bytes look free", e.Where, e.Have)
+	}
+	return fmt.Sprintf("no space left at %q", e.Where)
 }
 
 func (e *SpaceError) Unwrap() error { return e.Err }
