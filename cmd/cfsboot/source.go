@@ -55,7 +55,11 @@ func (s *sourceFlags) options(cmd *cobra.Command, e *env) (deploy.PullOptions, e
 
 // checkReference refuses what cannot name an image; what is the argument or flag. An empty reference is refused, too.
 func checkReference(cmd *cobra.Command, what, reference string) error {
-	if _, err := record.ParseImageReference(reference); err != nil {
+	_, err := record.ParseImageReference(reference)
+	if err == nil {
+		err = remote.CheckReference(reference)
+	}
+	if err != nil {
 		return usageErrorf(cmd, "%s: %v", what, err)
 	}
 	return nil

@@ -64,6 +64,31 @@ func TestURL(t *testing.T) {
 	}
 }
 
+// TestCheckReference: what Open would refuse, without asking anybody.
+func TestCheckReference(t *testing.T) {
+	for s, good := range map[string]bool{
+		"docker://registry.example/os:1": true, "registry.example:5000/a/os": true, "registry:os": true, "oci:dir:Tag": true, "oci:/Dir": true,
+		"registry.example/os@sha256:" + strings.Repeat("1", 64): true,
+		"docker://UPPER/Name:t":                                 false,
+		"docker://a:b:c:d":                                      false,
+		"docker://-":                                            false,
+		"docker://host/name@sha256:12":                          false,
+		"oci-archive:/x.tar":                                    false,
+		"oci:":                                                  false,
+		"":                                                      false,
+		"docker://alice:secret@host/os:1":                       false,
+	} {
+		err := remote.CheckReference(s)
+		e, is := errors.AsType[*remote.ReferenceError](err)
+		if is == good || err != nil != is {
+			t.Errorf("%q: got %v", s, err)
+		}
+		if is && strings.Contains(e.Error(), "secret") {
+			t.Errorf("%q: the error has the password: %v", s, err)
+		}
+	}
+}
+
 func TestRetryAfter(t *testing.T) {
 	t.Parallel()
 	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)

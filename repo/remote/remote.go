@@ -19,10 +19,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/cfsboot/cfsboot/internal/progress"
@@ -176,6 +178,36 @@ func (e *ReferenceError) Error() string { return fmt.Sprintf("image reference %q
 // Unwrap returns the cause.
 func (e *ReferenceError) Unwrap() error { return e.Err }
 
+// repositoryName is the grammar of a repository's name (OCI distribution-spec, "Pulling
+// manifests").
+var repositoryName = regexp.MustCompile(`^[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*$`)
+
+// CheckReference returns a *ReferenceError for what Open would not take as a reference,
+// or what names no repository that a registry may have. It looks at nothing but the
+// text.
+func CheckReference(ref string) error {
+	r, err := parseReference(ref)
+	if err == nil && !r.layout {
+		var parsed name.Reference
+		parsed, err = name.ParseReference(r.name, name.WeakValidation)
+		if err == nil && !repositoryName.MatchString(parsed.Context().RepositoryStr()) {
+			err = fmt.Errorf("%q is no name of a repository", parsed.Context().RepositoryStr())
+		}
+	}
+	if err != nil {
+		return &ReferenceError{Ref: withoutSecret(ref, err), Err: err}
+	}
+	return nil
+}
+
+// withoutSecret is the reference as it may be shown, given what parseReference says.
+func withoutSecret(ref string, err error) string {
+	if secret, ok := errors.AsType[*userInfoError](err); ok {
+		return secret.hidden
+	}
+	return ref
+}
+
 // Open prepares reading one image. ref is "docker://[HOST/]NAME[:TAG][@DIGEST]",
 // "registry:" and the same, the same without prefix, or "oci:DIR[:TAG]".
 // Nothing is contacted before Resolve. A reference that cannot be read is a
@@ -184,12 +216,8 @@ func (e *ReferenceError) Unwrap() error { return e.Err }
 func Open(_ context.Context, ref string, opts Options) (oci.Source, error) {
 	opts.setDefaults()
 	r, err := parseReference(ref)
-	var secret *userInfoError
-	if errors.As(err, &secret) {
-		ref = secret.hidden
-	}
 	if err != nil {
-		return nil, &ReferenceError{Ref: ref, Err: err}
+		return nil, &ReferenceError{Ref: withoutSecret(ref, err), Err: err}
 	}
 	if r.layout {
 		return openLayout(ref, r, opts)
