@@ -72,7 +72,7 @@ type InstalledPartition struct {
 // on until the end the disk counts as incomplete, and says so to the next run. A
 // file that was made for it is removed again if anything fails.
 //
-// Errors: *IncompleteError around everything after the first write, *RefusedError, *durable.SpaceError, *repo.LockedError if somebody else is
+// Errors: *IncompleteError around everything after the first write, *disk.UntouchedError if that was to come, *RefusedError, *durable.SpaceError, *repo.LockedError if somebody else is
 // writing the disk, fs.ErrPermission, fs.ErrNotExist, errors.ErrUnsupported, and
 // those of Install.
 func InstallToDisk(ctx context.Context, path string, o DiskOptions) (_ *DiskChange, err error) {
@@ -119,11 +119,14 @@ func InstallToDisk(ctx context.Context, path string, o DiskOptions) (_ *DiskChan
 		}
 	}
 	c, err := o.install(ctx, plan, dev, found.Size)
+	var untouched *disk.UntouchedError
 	switch {
 	case err == nil:
 		return c, nil
 	case made:
 		return nil, &IncompleteError{Path: path, Removed: true, Err: errors.Join(err, removeFile(path))}
+	case errors.As(err, &untouched):
+		return nil, err
 	}
 	return nil, &IncompleteError{Path: path, Destroyed: plan.Destroys, Err: err}
 }

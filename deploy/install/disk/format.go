@@ -1,9 +1,11 @@
 package disk
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"time"
@@ -51,10 +53,22 @@ func Exclusive(path string) error {
 
 // Divide writes the partition table of the plan to the open disk, formats both
 // partitions and returns them. Everything on the disk is lost. From the first
-// write until Complete the disk is recognised as incomplete.
+// write until Complete the disk is recognised as incomplete. If nothing was written
+// the error is an *UntouchedError.
 func (p *Plan) Divide(ctx context.Context, t Tools, disk *os.File) (_ *Layout, err error) {
+	before, err := ends(disk)
+	if err == nil {
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		return nil, &UntouchedError{p.Path, err}
+	}
 	if _, err := t.Run(ctx, p.Script(), "sfdisk", "--quiet", "--wipe", "always", "--wipe-partitions", "always", p.Path); err != nil {
-		return nil, fmt.Errorf("partition the disk: %w", err)
+		err = fmt.Errorf("partition the disk: %w", err)
+		if after, rerr := ends(disk); rerr == nil && bytes.Equal(before, after) {
+			return nil, &UntouchedError{p.Path, err}
+		}
+		return nil, err
 	}
 	parts, err := esp.ReadGPT(disk, p.Sector)
 	if err != nil {
@@ -87,6 +101,37 @@ func (p *Plan) Divide(ctx context.Context, t Tools, disk *os.File) (_ *Layout, e
 		}
 	}
 	return l, nil
+}
+
+// UntouchedError is what went wrong before the first write to a disk.
+type UntouchedError struct {
+	Path string
+	Err  error
+}
+
+func (e *UntouchedError) Error() string {
+	return fmt.Sprintf("nothing was written to %s: %v", e.Path, e.Err)
+}
+
+// Unwrap returns the cause.
+func (e *UntouchedError) Unwrap() error { return e.Err }
+
+// ends reads what sfdisk changes whenever it writes a table: it puts one at both ends
+// of the disk.
+func ends(disk *os.File) ([]byte, error) {
+	size, err := disk.Seek(0, io.SeekEnd)
+	if err != nil {
+		return nil, err
+	}
+	n := min(size, alignment)
+	b := make([]byte, 2*n)
+	if _, err := disk.ReadAt(b[:n], 0); err != nil {
+		return nil, err
+	}
+	if _, err := disk.ReadAt(b[n:], size-n); err != nil {
+		return nil, err
+	}
+	return b, nil
 }
 
 // Complete marks the disk as completely installed. Nothing may be mounted from it.

@@ -192,6 +192,76 @@ func TestPlanOracle(t *testing.T) {
 	}
 }
 
+// brokenTools has an sfdisk that writes something, or not, and fails.
+type brokenTools struct {
+	disk.Programs
+	write string
+	err   error
+	ran   bool
+}
+
+func (b *brokenTools) Run(_ context.Context, _, name string, args ...string) ([]byte, error) {
+	b.ran = true
+	if b.write != "" {
+		f, err := os.OpenFile(args[len(args)-1], os.O_RDWR, 0)
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		if _, err := f.WriteAt([]byte(b.write), 512); err != nil {
+			return nil, err
+		}
+	}
+	return nil, b.err
+}
+
+// TestDivideUntouched: only what fails after the first write has written.
+func TestDivideUntouched(t *testing.T) {
+	cancelled, cancel := context.WithCancel(t.Context())
+	cancel()
+	for name, c := range map[string]struct {
+		ctx       context.Context
+		tools     brokenTools
+		untouched bool
+		runs      bool
+	}{
+		"cannot be started": {t.Context(), brokenTools{err: exec.ErrNotFound}, true, true},
+		"refuses":           {t.Context(), brokenTools{err: errors.New("exit status 1")}, true, true},
+		"cancelled before":  {cancelled, brokenTools{write: "EFI PART"}, true, false},
+		"has written":       {t.Context(), brokenTools{write: "EFI PART", err: errors.New("exit status 1")}, false, true},
+		"killed":            {t.Context(), brokenTools{write: "EFI PART", err: context.Canceled}, false, true},
+	} {
+		path := filepath.Join(t.TempDir(), "disk")
+		if err := os.WriteFile(path, []byte("precious"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Truncate(path, 4*gib); err != nil {
+			t.Fatal(err)
+		}
+		plan, err := disk.MakePlan(disk.Disk{Path: path, Size: 4 * gib, Sector: 512}, disk.Options{Arch: "amd64"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		f, err := disk.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		_, err = plan.Divide(c.ctx, &c.tools, f)
+		want := c.tools.err
+		if c.ctx == cancelled {
+			want = context.Canceled
+		}
+		untouched, is := errors.AsType[*disk.UntouchedError](err)
+		if !errors.Is(err, want) || is != c.untouched || c.tools.ran != c.runs {
+			t.Errorf("%s: got %v, sfdisk ran: %v", name, err, c.tools.ran)
+		}
+		if is && (untouched.Path != path || !strings.HasPrefix(err.Error(), "nothing was written to "+path+": ")) {
+			t.Errorf("%s: got %v", name, err)
+		}
+	}
+}
+
 func TestPlanCheckRefuses(t *testing.T) {
 	plan, err := disk.MakePlan(disk.Disk{Path: "x", Size: 4 * gib, Sector: 512}, disk.Options{Arch: "amd64"})
 	if err != nil {
