@@ -7,6 +7,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -339,6 +340,54 @@ func TestLongForeignEntry(t *testing.T) {
 		return p.Code == deploy.ProblemEntry && strings.Contains(p.Message, "long.conf")
 	}) {
 		t.Errorf("problems %+v", w.status().Cfsboot.Problems)
+	}
+}
+
+// TestUnreadEntry: a file of which nobody knows what it names keeps every kernel. The
+// error for want of room says which file that is, and so does status.
+func TestUnreadEntry(t *testing.T) {
+	w := newWorld(t)
+	w.configure("keep = 9\n")
+	w.releases(releasesOf(t, 3)...)
+	must(t, settled(w.upgrade(release(t, "3")))) // the journal knows that it is good
+	digits := strings.Repeat("0123456789abcdef", 32<<10)
+	neighbours{"loader/entries/mine.conf": digits, "loader/entries/more.conf": digits}.put(t, w.fat.Path())
+	w.changed()
+	w.limit = (used(w.fat.Path()) + cluster) * 8 / 7
+	before := w.state()
+	_, err := w.upgrade(release(t, "4"))
+	const want = `the file "loader/entries/mine.conf" cannot be read: boot entry: too many digests (and 1 file more)`
+	var space *durable.SpaceError
+	if !errors.As(err, &space) || !strings.Contains(err.Error(), want) {
+		t.Errorf("got %v, want a SpaceError with %s", err, want)
+	}
+	if d := cmp.Diff(before.Entries, w.state().Entries); d != "" {
+		t.Errorf("entries (-before +after):\n%s", d)
+	}
+	if !slices.ContainsFunc(w.status().Cfsboot.Problems, func(p deploy.Problem) bool {
+		return p.Code == deploy.ProblemEntry && p.Message == want
+	}) {
+		t.Errorf("problems %+v", w.status().Cfsboot.Problems)
+	}
+}
+
+// TestForeignFlood: long files of somebody else cost neither memory nor much time.
+func TestForeignFlood(t *testing.T) {
+	w := newWorld(t)
+	w.releases(release(t, "1"))
+	for i := range 200 {
+		path := filepath.Join(w.fat.Path(), "loader/entries", fmt.Sprintf("x%d.conf", i))
+		must(t, os.WriteFile(path, []byte("title x\n"), 0o644))
+		must(t, os.Truncate(path, 4<<20))
+	}
+	w.changed()
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	must(t, settled(w.upgrade(release(t, "2"))))
+	runtime.ReadMemStats(&after)
+	// What was allocated in all, with the image that is made: more than is ever held.
+	if got := (after.TotalAlloc - before.TotalAlloc) >> 20; got > 256 {
+		t.Errorf("%d MiB were allocated", got)
 	}
 }
 

@@ -332,7 +332,7 @@ func groups(f Facts, ids []string, size func(digest string) int64) []candidate {
 	// What an entry names goes after the entry: see stalePayloads. One that is not in
 	// the journal stays.
 	for _, e := range f.Entries {
-		user := e.File
+		user := esp.EntryDir
 		if a := f.known(e); a != nil {
 			user = a.Deployment
 		}

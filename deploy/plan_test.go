@@ -1,7 +1,6 @@
 package deploy
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"slices"
@@ -100,19 +99,19 @@ func read(t *testing.T, e esp.Entry) esp.Entry {
 	if err != nil {
 		t.Fatal(err)
 	}
-	e.Raw = bytes.ToLower(data)
+	e.Named = esp.NamesIn(data)
 	return e
 }
 
 func torn(t *testing.T, seq uint64, counter string) esp.Entry {
 	e := file(t, seq, counter, idA)
-	e.Entry, e.Err, e.Raw = bls.Entry{}, &bls.EntryError{Detail: "empty file"}, []byte{}
+	e.Entry, e.Err, e.Named = bls.Entry{}, &bls.EntryError{Detail: "empty file"}, esp.NamesIn(nil)
 	return e
 }
 
 // noEntry is a file of somebody else that can be read and is no entry.
 func noEntry(text string) esp.Entry {
-	return esp.Entry{File: "odd.conf", Err: errors.New("no entry"), Raw: []byte(text)}
+	return esp.Entry{File: "odd.conf", Err: errors.New("no entry"), Named: esp.NamesIn([]byte(text))}
 }
 
 // cut is an entry without its last line.

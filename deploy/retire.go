@@ -70,7 +70,7 @@ func held(f Facts) []Kept {
 func foreignStarters(f Facts, id string) []string {
 	var files []string
 	for _, e := range f.Entries {
-		if f.known(e) == nil && e.Raw != nil && e.MayName(id) {
+		if f.known(e) == nil && !e.Unread() && e.MayName(id) {
 			files = append(files, e.File)
 		}
 	}

@@ -485,15 +485,19 @@ func (b *statusBuilder) entryProblems() {
 				"boot entry %q was changed: by its version, sort-key or machine-id it stands elsewhere in the menu than its number says", e.File)
 		}
 	}
+	var unread []esp.Entry
 	for _, e := range b.in.Entries {
 		switch ours := b.in.ours(e); {
 		case ours && b.in.known(e) == nil:
 			b.problem(ProblemUnknown, "", "boot entry %q is not in the journal", e.File)
-		case !ours && e.Raw == nil:
-			b.problem(ProblemEntry, "remove or mend it: as long as nobody knows what it starts, no kernel is removed from the boot partition", "the file %q of somebody else cannot be read: %v", esp.EntryDir+"/"+e.File, e.Err)
-		case !ours && e.Long():
+		case !ours && e.Unread():
+			unread = append(unread, e)
+		case !ours && e.Long:
 			b.problem(ProblemEntry, "", "the file %q of somebody else is too long for a boot entry: %v", esp.EntryDir+"/"+e.File, e.Err)
 		}
+	}
+	if len(unread) > 0 {
+		b.problem(ProblemEntry, "remove or mend it: as long as nobody knows what it starts, no kernel is removed from the boot partition", "%s", unreadText(unread))
 	}
 	for _, p := range choiceProblems(b.in.Facts, b.in.Entries, b.in.Choices) {
 		b.problem(p.Code, p.Hint, "%s", p.Message)

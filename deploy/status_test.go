@@ -137,7 +137,7 @@ func entryFileOf(t *testing.T, seq uint64, counter, id string) esp.Entry {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return esp.Entry{File: name, Ours: true, Name: n, Entry: e, Raw: bytes.ToLower(data)}
+	return esp.Entry{File: name, Ours: true, Name: n, Entry: e, Named: esp.NamesIn(data)}
 }
 
 func entryBytes(t *testing.T, seq uint64, counter, id string) (string, []byte) {
@@ -211,11 +211,11 @@ var statusCases = map[string]func(m *statusMachine){
 		m.in.Root.Source = "composefs:" + rel3
 		m.begin(record.OpUpgrade, rel3)
 		debian := bls.Entry{Fields: []bls.Field{{Key: "linux", Value: "/vmlinuz"}}}
-		m.in.Entries = slices.Delete(m.in.Entries, 1, 2)                                                                     // of sequence 2
-		m.in.Entries[0].Entry, m.in.Entries[0].Err = bls.Entry{}, &bls.EntryError{Detail: "empty file"}                      // of sequence 3
-		m.in.Entries = append(m.in.Entries, entryFileOf(m.t, 77, "", rel3))                                                  // not in the journal
-		m.in.Entries = slices.Insert(m.in.Entries, 1, esp.Entry{File: "debian.conf", Entry: debian, Raw: []byte("title x")}) // somebody else's
-		m.in.Problems = []deploy.Problem{{Code: deploy.ProblemTornRecord, Message: "0000000099.json: cut"}}                  // while reading
+		m.in.Entries = slices.Delete(m.in.Entries, 1, 2)                                                                                    // of sequence 2
+		m.in.Entries[0].Entry, m.in.Entries[0].Err = bls.Entry{}, &bls.EntryError{Detail: "empty file"}                                     // of sequence 3
+		m.in.Entries = append(m.in.Entries, entryFileOf(m.t, 77, "", rel3))                                                                 // not in the journal
+		m.in.Entries = slices.Insert(m.in.Entries, 1, esp.Entry{File: "debian.conf", Entry: debian, Named: esp.NamesIn([]byte("title x"))}) // somebody else's
+		m.in.Problems = []deploy.Problem{{Code: deploy.ProblemTornRecord, Message: "0000000099.json: cut"}}                                 // while reading
 	},
 	"no-journal": func(m *statusMachine) {
 		m.boot(rel1)

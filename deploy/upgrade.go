@@ -11,6 +11,7 @@ import (
 	"github.com/cfsboot/cfsboot/deploy/esp"
 	"github.com/cfsboot/cfsboot/deploy/record"
 	"github.com/cfsboot/cfsboot/internal/durable"
+	"github.com/cfsboot/cfsboot/internal/progress"
 	"github.com/cfsboot/cfsboot/repo/oci"
 	"github.com/cfsboot/cfsboot/systemd"
 )
@@ -290,7 +291,22 @@ func (m *machine) checkRoom(need int64, space esp.Space, keepID, keepPayload str
 // roomError adds what uses the boot partition.
 func (m *machine) roomError(err error, space esp.Space) error {
 	own := m.payloadBytes(space.Cluster)
-	return fmt.Errorf("plan the boot partition (of %d bytes %d are used, %d of them by %d kernels with their initrds): %w", space.Total, space.Total-space.Free, own, len(m.facts.Payloads), err)
+	why := ""
+	unread := slices.DeleteFunc(slices.Clone(m.facts.Entries), func(e esp.Entry) bool { return !e.Unread() })
+	if len(unread) > 0 {
+		why = "; no kernel can be removed as long as nobody knows what is named by a file: " + unreadText(unread)
+	}
+	return fmt.Errorf("plan the boot partition (of %d bytes %d are used, %d of them by %d kernels with their initrds%s): %w", space.Total, space.Total-space.Free, own, len(m.facts.Payloads), why, err)
+}
+
+// unreadText names the files in loader/entries of which nobody knows what they name,
+// one of them with the reason.
+func unreadText(list []esp.Entry) string {
+	text := fmt.Sprintf("the file %q cannot be read: %v", esp.EntryDir+"/"+list[0].File, list[0].Err)
+	if n := len(list) - 1; n > 0 {
+		text = fmt.Sprintf("%s (and %s more)", text, progress.Count(n, "file"))
+	}
+	return text
 }
 
 // payloadInUse tells whether an entry on the boot partition names a payload.

@@ -1,7 +1,6 @@
 package esp
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -29,23 +28,30 @@ type Entry struct {
 	Name  record.EntryName // zero unless Ours
 	Entry bls.Entry        // zero if Err is set
 	Err   error            // why the content is no entry or cannot be read; the file is still there
-	// Raw is the content in lower case, maxRead bytes at most. nil: it cannot be read.
-	Raw []byte
+	Long  bool             // longer than any entry
+	Named Names            // zero: nobody knows
 }
 
-// maxRead is how much of a file is looked at for digests: far more than makes an
-// entry.
-const maxRead = 4 << 20
+// Limits of what is read in loader/entries and kept of it. A file behind one may
+// name anything. Files with names of cfsboot's are read first.
+const (
+	MaxEntries = 1024      // files that are read
+	maxRead    = 4 << 20   // bytes that are looked at of one file, far more than makes an entry
+	maxReadAll = 64 << 20  // of all
+	maxKept    = 256 << 10 // bytes that are kept of one file
+	maxKeptAll = 4 << 20   // of all
+)
 
 // MayName tells whether the file may start the image, or name the payload, whose
 // digest this is in hex: all that counts is whether the digits are anywhere in it,
-// whoever has written it. What cannot be read may name anything.
+// whoever has written it. What was not read may name anything.
 func (e Entry) MayName(digest string) bool {
-	return e.Raw == nil || bytes.Contains(e.Raw, []byte(digest))
+	return !e.Named.known || strings.Contains(e.Named.runs, digest)
 }
 
-// Long tells whether the file is longer than any entry.
-func (e Entry) Long() bool { return len(e.Raw) > bls.MaxEntrySize }
+// Unread tells whether nobody knows what the file names, because it cannot be read
+// or is more than is read.
+func (e Entry) Unread() bool { return !e.Named.known }
 
 // ImageID returns the digest in hex of the first composefs token of the entry's
 // options, or "".
@@ -78,7 +84,8 @@ func (e Entry) Payload() string {
 // Entries lists loader/entries in the order in which systemd-boot shows it: the
 // first one is what it starts unless told otherwise. Files that are not entries
 // are left out; what the loader does not show, such as a torn file, stands last. No
-// directory means no entries.
+// directory means no entries. Of a file that is not read, or not whole, because there
+// are too many or they are too long, there is a name and an error.
 func (e *ESP) Entries() ([]Entry, error) {
 	list, err := e.dir.ReadSubDir(EntryDir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -92,7 +99,22 @@ func (e *ESP) Entries() ([]Entry, error) {
 		if _, _, ok := bls.SplitCounter(x.Name, ".conf"); !ok || !x.IsRegular() {
 			continue
 		}
-		out = append(out, e.readEntry(x.Name))
+		entry := Entry{File: x.Name}
+		entry.Name, entry.Ours = record.ParseEntryName(x.Name)
+		out = append(out, entry)
+	}
+	slices.SortFunc(out, func(a, b Entry) int {
+		if a.Ours != b.Ours {
+			if a.Ours {
+				return -1
+			}
+			return 1
+		}
+		return strings.Compare(a.File, b.File)
+	})
+	left := budget{MaxEntries, maxReadAll, maxKeptAll}
+	for i := range out {
+		e.readEntry(&out[i], &left)
 	}
 	slices.SortStableFunc(out, compareEntries)
 	return out, nil
@@ -117,30 +139,55 @@ func (e *ESP) Names() (entries, payloads []string, err error) {
 	return entries, payloads, nil
 }
 
-func (e *ESP) readEntry(file string) Entry {
-	x := Entry{File: file}
-	x.Name, x.Ours = record.ParseEntryName(file)
-	data, err := e.readStart(path.Join(EntryDir, file))
+// budget is what may still be read and kept of the files in loader/entries.
+type budget struct{ files, read, kept int64 }
+
+// readEntry reads one file, whose name is known.
+func (e *ESP) readEntry(x *Entry, left *budget) {
+	switch {
+	case left.files <= 0:
+		x.Err = &bls.EntryError{Detail: fmt.Sprintf("not read: there are more than %d files", MaxEntries)}
+		return
+	case left.read <= 0:
+		x.Err = &bls.EntryError{Detail: fmt.Sprintf("not read: the files have more than %d bytes together", maxReadAll)}
+		return
+	}
+	left.files--
+	f, err := e.dir.Open(path.Join(EntryDir, x.File))
 	if err != nil {
 		x.Err = err
-		return x
-	}
-	x.Raw = append([]byte{}, bytes.ToLower(data)...)
-	x.Entry, x.Err = bls.ParseEntry(data)
-	if x.Err == nil && len(x.Entry.Fields) == 0 {
-		x.Err = &bls.EntryError{Detail: "empty file"}
-	}
-	return x
-}
-
-// readStart reads the first maxRead bytes of a file.
-func (e *ESP) readStart(name string) ([]byte, error) {
-	f, err := e.dir.Open(name)
-	if err != nil {
-		return nil, err
+		return
 	}
 	defer f.Close() //nolint:errcheck // read only
-	return io.ReadAll(io.LimitReader(f, maxRead))
+	found := digitRuns{limit: min(maxKept, left.kept)}
+	data, err := io.ReadAll(io.LimitReader(io.TeeReader(f, &found), bls.MaxEntrySize+1))
+	size := int64(len(data))
+	if x.Long = size > bls.MaxEntrySize; x.Long && err == nil {
+		var n int64
+		n, err = io.Copy(&found, io.LimitReader(f, maxRead-size))
+		size += n
+	}
+	left.read -= size
+	if err != nil {
+		x.Err = err
+		return
+	}
+	x.Named = found.names()
+	left.kept -= int64(len(x.Named.runs))
+	switch {
+	case x.Unread():
+		x.Err = &bls.EntryError{Detail: "too many digests"}
+	case x.Long:
+		x.Err = &bls.EntryError{Detail: fmt.Sprintf("more than %d bytes", bls.MaxEntrySize)}
+	case size > left.kept:
+		x.Err = &bls.EntryError{Detail: "not kept: the files have too much text together"}
+	default:
+		left.kept -= size
+		x.Entry, x.Err = bls.ParseEntry(data)
+		if x.Err == nil && len(x.Entry.Fields) == 0 {
+			x.Err = &bls.EntryError{Detail: "empty file"}
+		}
+	}
 }
 
 func compareEntries(a, b Entry) int {

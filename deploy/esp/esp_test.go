@@ -3,10 +3,12 @@ package esp_test
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -328,6 +330,108 @@ func TestMayName(t *testing.T) {
 	}
 	if unread := (esp.Entry{File: "x.conf", Err: os.ErrPermission}); !unread.MayName(a) {
 		t.Error("what cannot be read names nothing")
+	}
+}
+
+// TestManyEntries: however many files there are and however long they are, little is
+// kept of them, and those of ours are read. What was not read may name anything.
+func TestManyEntries(t *testing.T) {
+	const ours = "cfsboot_aa-0000000001.conf"
+	digest, other := strings.Repeat("ab", 32), strings.Repeat("ef", 32)
+	for name, tc := range map[string]struct {
+		files  int
+		text   string // of each
+		size   int64  // that it is made longer to
+		unread int
+	}{
+		"many":       {esp.MaxEntries + 9, "linux /x\n", 0, 10},
+		"long":       {40, "# " + digest + "\n", 4 << 20, 24}, // the first 16 have 64 MiB
+		"digests":    {1, strings.Repeat(digest+"\n", 9000), 0, 1},
+		"all digits": {1, strings.Repeat("0", 3<<20), 0, 1},
+		"full":       {90, strings.Repeat(digest+" ", 1000), 0, 90 - 32}, // 32 are kept, as text and as digits
+	} {
+		t.Run(name, func(t *testing.T) {
+			e, path := openTemp(t)
+			dir := filepath.Join(path, "loader/entries")
+			if err := os.MkdirAll(dir, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			for i := range tc.files {
+				file := filepath.Join(dir, fmt.Sprintf("a%d.conf", i))
+				if err := os.WriteFile(file, []byte(tc.text), 0o600); err != nil {
+					t.Fatal(err)
+				}
+				if tc.size > 0 {
+					if err := os.Truncate(file, tc.size); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			if err := os.WriteFile(filepath.Join(dir, ours), []byte(entryText(t, "aa", 1)), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			list, err := e.Entries()
+			runtime.ReadMemStats(&after)
+			if err != nil || len(list) != tc.files+1 {
+				t.Fatalf("%d entries, %v", len(list), err)
+			}
+			if got := (after.TotalAlloc - before.TotalAlloc) >> 20; got > 64 {
+				t.Errorf("%d MiB were allocated", got)
+			}
+			unread := 0
+			for _, x := range list {
+				switch {
+				case x.File == ours:
+					if x.Err != nil || x.Unread() || x.MayName(other) {
+						t.Errorf("ours: %v, unread %v", x.Err, x.Unread())
+					}
+				case x.Unread():
+					if unread++; !x.MayName(other) || x.Err == nil {
+						t.Fatalf("%s was not read, names %v, %v", x.File, x.MayName(other), x.Err)
+					}
+				case x.MayName(other) || x.MayName(digest) != strings.Contains(tc.text, digest):
+					t.Fatalf("%s names what it does not, or not what it does", x.File)
+				}
+			}
+			if unread != tc.unread {
+				t.Errorf("%d files were not read, want %d", unread, tc.unread)
+			}
+		})
+	}
+}
+
+// TestNamesIn: a digest counts wherever it stands, also next to other digits and
+// across the pieces in which a file is read.
+func TestNamesIn(t *testing.T) {
+	digest := strings.Repeat("0a", 32)
+	for text, want := range map[string]bool{
+		"":                                    false,
+		digest:                                true,
+		strings.ToUpper(digest):               true,
+		"1" + digest + "b":                    true,
+		digest[:63] + "\n" + digest[63:]:      false,
+		digest[:63]:                           false,
+		"x" + digest[:63] + "x" + digest + "": true,
+		strings.Repeat("f", 64) + digest:      true,
+	} {
+		if got := (esp.Entry{Named: esp.NamesIn([]byte(text))}).MayName(digest); got != want {
+			t.Errorf("%q: got %v, want %v", text, got, want)
+		}
+	}
+	e, path := openTemp(t)
+	if err := os.MkdirAll(filepath.Join(path, "loader/entries"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, at := range []int{bls.MaxEntrySize, bls.MaxEntrySize + 1, bls.MaxEntrySize + 32<<10 + 1} {
+		text := strings.Repeat("-", at-30) + digest + "-"
+		if err := os.WriteFile(filepath.Join(path, "loader/entries/x.conf"), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if list, err := e.Entries(); err != nil || !list[0].MayName(digest) || list[0].MayName(strings.Repeat("0b", 32)) {
+			t.Errorf("at %d: %v, %+v", at, err, list)
+		}
 	}
 }
 
