@@ -81,17 +81,27 @@ func choiceProblems(f Facts, menu []esp.Entry, choices []esp.Choice) (out []Prob
 		}
 		switch {
 		case chosen == nil || c != by:
-			p.Message = fmt.Sprintf("%s is %q, which is no boot entry here: if the loader finds one elsewhere it starts that%s", c.By, c.Pattern, once)
+			p.Message = fmt.Sprintf("%s is %q, which is no boot entry here: if the loader finds one elsewhere it starts that%s", c.By, clipPattern(c.Pattern), once)
 		case chosen == &menu[own]:
 			return out
 		default:
-			p.Message = fmt.Sprintf("%s is %q, so the loader starts boot entry %q%s, and not deployment %s", c.By, c.Pattern, chosen.File, once, short(menu[own].ImageID()))
+			p.Message = fmt.Sprintf("%s is %q, so the loader starts boot entry %q%s, and not deployment %s", c.By, clipPattern(c.Pattern), chosen.File, once, short(menu[own].ImageID()))
 		}
 		if out = append(out, p); chosen != nil && c == by {
 			break
 		}
 	}
 	return out
+}
+
+// maxShownPattern is how many bytes of a pattern a message has.
+const maxShownPattern = 128
+
+func clipPattern(s string) string {
+	if len(s) <= maxShownPattern {
+		return s
+	}
+	return strings.ToValidUTF8(s[:maxShownPattern], "") + "…"
 }
 
 func choiceHint(c esp.Choice) string {

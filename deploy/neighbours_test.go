@@ -391,6 +391,41 @@ func TestForeignFlood(t *testing.T) {
 	}
 }
 
+// TestLongPattern: a pattern in loader.conf or in a variable that is too long for one
+// costs no time, and is not shown whole.
+func TestLongPattern(t *testing.T) {
+	w := newWorld(t)
+	w.releases(release(t, "1"))
+	for i := range 200 {
+		path := filepath.Join(w.fat.Path(), "loader/entries", fmt.Sprintf("%0200d.conf", i))
+		must(t, os.WriteFile(path, []byte("title x\nlinux /a\n"), 0o644))
+	}
+	pattern := "*" + strings.Repeat("[a", 32<<10-16)
+	must(t, os.WriteFile(filepath.Join(w.fat.Path(), "loader/loader.conf"), []byte("default "+pattern+"\n"), 0o644))
+	w.changed()
+	check := func(what string, messages []string) {
+		t.Helper()
+		found := false
+		for _, x := range messages {
+			found = found || strings.Contains(x, "[a[a[…")
+			if len(x) > 1000 {
+				t.Errorf("%s: a message of %d bytes: %.80s", what, len(x), x)
+			}
+		}
+		if !found {
+			t.Errorf("%s does not say what the pattern is: %q", what, messages)
+		}
+	}
+	var messages []string
+	for _, p := range w.status().Cfsboot.Problems {
+		messages = append(messages, p.Message)
+	}
+	check("status", messages)
+	c, err := w.upgrade(release(t, "2"))
+	must(t, settled(c, err))
+	check("upgrade", c.Warnings)
+}
+
 // TestPayloadsThatStay: kernels that files of somebody else name make no room when
 // their deployments go. So a new release that needs the room is refused before any
 // deployment goes for it.

@@ -10,6 +10,9 @@ import (
 // MaxLoaderConf bounds loader.conf, in bytes.
 const MaxLoaderConf = 64 << 10
 
+// MaxPattern bounds a pattern for ids, in bytes: twice what a file name has.
+const MaxPattern = 512
+
 // LoaderConf is what loader.conf of systemd-boot says about the entry to start. ""
 // is nothing.
 type LoaderConf struct {
@@ -68,8 +71,12 @@ func ParseLoaderConf(data []byte) (c LoaderConf, err error) {
 
 // MatchID tells whether the id of an entry (MenuItem.ID) matches a pattern of the
 // loader: "*", "?", sets with ranges in brackets, "\" before a character that is
-// meant as it is. Case does not matter.
+// meant as it is. Case does not matter. A pattern of more than MaxPattern bytes
+// matches nothing.
 func MatchID(pattern, id string) bool {
+	if len(pattern) > MaxPattern {
+		return false
+	}
 	p, h := []rune(strings.ToLower(pattern)), []rune(strings.ToLower(id))
 	star, mark := -1, 0 // where to go on after a mismatch
 	i, j := 0, 0

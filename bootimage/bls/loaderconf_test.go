@@ -66,6 +66,7 @@ func TestMatchID(t *testing.T) {
 		{"a[bx]c", "abc", true}, {"a[xy]c", "abc", false}, {"[a-c]", "b", true}, {"[a-c]", "d", false},
 		{"[-a]", "-", true}, {"[a-]", "-", true}, {"[]a]", "]", true}, {"[a", "a", false}, {"[", "[", false}, {"[a-c-e]", "d", false}, {"[a-c-e]", "-", true},
 		{`\*`, "*", true}, {`\*`, "a", false}, {`\`, `\`, false}, {`[\]]`, "]", true}, {`[a-\c]`, "b", true},
+		{strings.Repeat("*", bls.MaxPattern), "a", true}, {strings.Repeat("*", bls.MaxPattern+1), "a", false},
 		{"cfsboot_*", "cfsboot_tok-0000000001.conf", true}, {"windows*", "auto-windows", false},
 	} {
 		if got := bls.MatchID(x.pattern, x.id); got != x.want {
