@@ -87,19 +87,23 @@ func (m *objectRoom) make(ctx context.Context, full error, space *durable.SpaceE
 }
 
 // allow refuses to let deployments go for an image that cannot be deployed, as far
-// as that can be known. Before the one goes that rollback goes to, all of the image
-// that is not here is read for it.
+// as that can be known. Before the one goes that rollback goes to, and where the boot
+// partition may have no room, all of the image that is not here is read for it.
 func (m *objectRoom) allow(ctx context.Context, ids []string) error {
 	last := m.facts.rollbackTarget()
 	switch {
 	case len(ids) == 0:
 		return nil
-	case last == nil || !slices.Contains(ids, last.Deployment):
-		return m.checkESPSpace(m.likelyPayload(ctx, m.manifest))
 	case m.surveyed:
 		return nil
+	case last == nil || !slices.Contains(ids, last.Deployment):
+		if ok, err := m.likelyFits(ctx, m.manifest); ok || err != nil {
+			return err
+		}
+		m.say("the boot partition may have no room for the image: looking into it before a deployment is removed")
+	default:
+		m.say("no room but that of deployment %s, which `cfsboot rollback` goes to: looking into the image before that is removed", short(last.Deployment))
 	}
-	m.say("no room but that of deployment %s, which `cfsboot rollback` goes to: looking into the image before that is removed", short(last.Deployment))
 	if err := m.survey(ctx, m.src, m.following); err != nil {
 		return err
 	}
@@ -138,6 +142,21 @@ func (m *machine) survey(ctx context.Context, src oci.Source, f following) error
 		}
 	}
 	return m.checkRoom(need, space, "", "")
+}
+
+// likelyFits tells whether the boot partition has room for as much as the image is
+// likely to need.
+func (m *machine) likelyFits(ctx context.Context, manifest []byte) (bool, error) {
+	space, err := m.space(m.esp)
+	if err != nil {
+		return false, err
+	}
+	err = m.checkRoom(4*space.Cluster+m.likelyPayload(ctx, manifest), space, "", "")
+	var full *durable.SpaceError
+	if errors.As(err, &full) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // likelyPayload is what the payload of an image with this manifest takes on the

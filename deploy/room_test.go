@@ -116,8 +116,53 @@ func TestRoomIsTold(t *testing.T) {
 	must(t, settled(w.rollback("")))
 }
 
-// TestBootPartitionFirst: whether a kernel will find room on the boot partition is
-// found out before anything of an image is fetched, as far as it can be told.
+// TestRoomForTheSameKernel: a deployment goes for room in the repository though the
+// boot partition has none for another kernel, if the image has the same one, without
+// a layer in common. For an image with another one nothing goes.
+func TestRoomForTheSameKernel(t *testing.T) {
+	tree := func(n, kernel int) *ocitest.Image {
+		files := ownTree(n, 3<<20)
+		for _, name := range []string{"vmlinuz", "initramfs.img"} {
+			files["usr/lib/modules/6.12/"+name] = ownTree(kernel, 0)["usr/lib/modules/6.12/"+name]
+		}
+		return buildImage(t, files)
+	}
+	base := newWorld(t)
+	base.configure("keep = 9\n")
+	ids := base.releases(tree(0, 0), tree(1, 0), tree(2, 0))
+	one := used(filepath.Join(base.root.Path(), "composefs")) / 3
+	base.disk = (used(base.root.Path()) + 16<<20 + one/2) * 8 / 7
+	base.limit = (used(base.fat.Path())+4*cluster)*8/7 + 8
+
+	w := base.copy()
+	src := &ocitest.Source{Image: tree(9, 10)}
+	err := w.upgradeFrom(src)
+	var space *durable.SpaceError
+	if !errors.As(err, &space) || space.Where != w.fat.Path() || reads(src) != 1 {
+		t.Errorf("another kernel: %v, %d reads", err, reads(src))
+	}
+	if got := w.state().Deployments(); len(got) != len(ids) {
+		t.Errorf("another kernel: %d deployments became %d", len(ids), len(got))
+	}
+	checkQuiet(t, w)
+
+	w = base.copy()
+	src.Image = tree(9, 0)
+	if err := w.upgradeFrom(src); err != nil {
+		t.Fatal(err)
+	}
+	if got := w.state().Deployments(); slices.Contains(got, ids[0]) || !slices.Contains(got, ids[1]) {
+		t.Errorf("%d deployments became %d", len(ids), len(got))
+	}
+	must(t, settled(w.finalize()))
+	if got := w.boot(); slices.Contains(ids, got) {
+		t.Errorf("booted %s", short(got))
+	}
+}
+
+// TestBootPartitionFirst: that the boot partition has no room is found out before
+// anything of an image is fetched if it is certain, and else before anything of its
+// deployment is made; nothing of the image is left.
 func TestBootPartitionFirst(t *testing.T) {
 	shared := ocitest.Layer{Tar: tarOf(t, map[string]string{"opt/": "", "opt/app": noise(5, 4096)})}
 	layers := func(tree map[string]string, more ...ocitest.Layer) *ocitest.Image {
@@ -135,8 +180,10 @@ func TestBootPartitionFirst(t *testing.T) {
 		reads   int
 		success bool
 	}{
-		{"no room for half a kernel", layers(ownTree(7, 1000)), 12, 0, false},
+		{"no room for an entry", layers(ownTree(7, 1000)), 1, 0, false},
+		{"no room for half a kernel", layers(ownTree(7, 1000)), 12, 1, false},
 		{"room for half a kernel", layers(ownTree(7, 1000)), 18, 1, false},
+		{"no layer that is there, and the same kernel", layers(other), 2, 1, true},
 		{"layers that are there, and another kernel", layers(ownTree(7, 1000), shared), 8, 1, false},
 		{"layers that are there, and the same kernel", layers(other, shared), 8, 1, true},
 	} {
@@ -153,6 +200,10 @@ func TestBootPartitionFirst(t *testing.T) {
 			}
 			if tc.success {
 				must(t, err)
+				must(t, settled(w.finalize()))
+				if got := w.boot(); got == one {
+					t.Error("the next release does not boot")
+				}
 				return
 			}
 			var space *durable.SpaceError

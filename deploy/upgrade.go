@@ -129,8 +129,8 @@ func (m *machine) stage(ctx context.Context, src oci.Source, f following) (_ *Ch
 	if err := checkSequence(m.facts); err != nil {
 		return nil, err
 	}
-	// A kernel may well be smaller than the one that runs, but hardly by half.
-	if err := m.checkESPSpace(m.likelyPayload(ctx, f.manifest) / 2); err != nil {
+	// The payload may be there already, whatever the layers are: only the image tells.
+	if err := m.checkEntrySpace(); err != nil {
 		return nil, err
 	}
 	if _, err := m.liveKargs(); err != nil {
@@ -319,15 +319,14 @@ func (m *machine) payloadInUse(digest string) bool {
 	return false
 }
 
-// checkESPSpace refuses before the pull what cannot work: a partition without
-// room for an entry, its directories, and a payload of so many bytes. How large the
-// payload is, and whether it is there already, only the image tells.
-func (m *machine) checkESPSpace(payload int64) error {
+// checkEntrySpace refuses before the pull what cannot work: a partition without
+// room for one more entry.
+func (m *machine) checkEntrySpace() error {
 	space, err := m.space(m.esp)
 	if err != nil {
 		return err
 	}
-	return m.checkRoom(4*space.Cluster+payload, space, "", "")
+	return m.checkRoom(m.esp.NeedFor("", nil, space.Cluster), space, "", "")
 }
 
 // discard lets the clean-up remove what was pulled of an image that cannot be
