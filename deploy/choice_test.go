@@ -199,8 +199,9 @@ func TestDefectIsTold(t *testing.T) {
 	}
 }
 
-// TestRollbackToDefectiveDefault: what rollback has made the default loses a part;
-// the same command says so instead of having nothing to do.
+// TestRollbackToDefectiveDefault: what rollback has made the default loses a part
+// without which it does not boot. With its ID the same command says so instead of
+// having nothing to do, and without it goes to the running one.
 func TestRollbackToDefectiveDefault(t *testing.T) {
 	t.Parallel()
 	base := newWorld(t)
@@ -210,7 +211,21 @@ func TestRollbackToDefectiveDefault(t *testing.T) {
 		for _, id := range []string{"", ids[0]} {
 			w := base.copy()
 			w.take(what, ids[0])
-			if _, err := w.rollback(id); err == nil || errors.Is(err, deploy.ErrNothingToDo) {
+			c, err := w.rollback(id)
+			switch {
+			case slices.Contains(harmless, what):
+				if !errors.Is(err, deploy.ErrNothingToDo) || c.Deployment != ids[0] || !slices.ContainsFunc(c.Warnings, func(s string) bool { return strings.Contains(s, "boots, but") }) {
+					t.Errorf("%s: %+v, %v", what, c, err)
+				}
+			case id == "":
+				if err != nil || c.Deployment != ids[1] {
+					t.Errorf("%s: %+v, %v", what, c, err)
+				}
+				if got := w.boot(); got != ids[1] {
+					t.Errorf("%s: booted %s", what, got)
+				}
+				continue
+			case err == nil || errors.Is(err, deploy.ErrNothingToDo):
 				t.Errorf("%s: %v", what, err)
 			}
 			must(t, settled(w.rollback(ids[1]))) // the way back

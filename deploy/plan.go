@@ -175,8 +175,8 @@ type rollbackPlan struct {
 }
 
 // decideRollback chooses the deployment to go back to. id may be a prefix of
-// one; "" means the previous good one, or the running one if a newer one that
-// was never booted is the default. ErrNothingToDo: it is the default already.
+// one; "" means the previous good one, or the running one if the default is another
+// one that was never booted or cannot boot. ErrNothingToDo: it is the default already.
 func decideRollback(f Facts, id string) (rollbackPlan, error) {
 	var p rollbackPlan
 	if f.State.Staged != nil {
@@ -191,7 +191,7 @@ func decideRollback(f Facts, id string) (rollbackPlan, error) {
 			return p, err
 		}
 		target = f.State.LatestOf(full)
-	case latest != nil && next != booted && latest.Blessed:
+	case latest != nil && next != booted && latest.Blessed && f.bootable(next):
 		target = latest
 	case latest != nil && next != booted:
 		target = f.State.LatestOf(booted)
@@ -205,7 +205,7 @@ func decideRollback(f Facts, id string) (rollbackPlan, error) {
 	if !target.Blessed {
 		p.Tries = record.DefaultTries
 	}
-	p.Default = next == target.Deployment && (next == booted || !f.broken(next)) // else the command says what is wrong
+	p.Default = next == target.Deployment && (next == booted || f.bootable(next)) // else the command says what is wrong
 	if p.Default && p.Drop == "" {
 		return p, ErrNothingToDo
 	}

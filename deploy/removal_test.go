@@ -36,6 +36,35 @@ func (w *world) gc(keep int) (*deploy.Removal, error) {
 // configure writes the configuration of the running system.
 func (w *world) configure(text string) { w.writeRunning("etc/cfsboot/cfsboot.toml", text) }
 
+// TestDeleteNamesDefault: what delete says of the default is what the menu shows, not
+// what the journal has armed last: the entry of the newest deployment is gone.
+func TestDeleteNamesDefault(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.configure("keep = 9\n")
+	ids := w.releases(releasesOf(t, 3)...)
+	must(t, settled(w.rollback(ids[0])))
+	w.boot()
+	for _, e := range entriesOf(t, w) {
+		if id := e.ImageID(); id == ids[0] && e.File == entriesOf(t, w)[0].File || id == ids[2] {
+			must(t, os.Remove(filepath.Join(w.fat.Path(), esp.EntryDir, e.File)))
+		}
+	}
+	w.changed()
+	named := func(list []string) bool {
+		return slices.ContainsFunc(list, func(s string) bool { return strings.Contains(s, "was the default") })
+	}
+	r, err := w.delete(ids[2])
+	if err != nil || named(r.Warnings) || r.Default != ids[1] {
+		t.Errorf("one whose entry is gone: %+v, %v", r, err)
+	}
+	r, err = w.delete(ids[1])
+	want := fmt.Sprintf("deployment %s was the default of the next boot; now it is %s", short(ids[1]), short(ids[0]))
+	if err != nil || !slices.Contains(r.Warnings, want) || r.Default != ids[0] {
+		t.Errorf("the default: %+v, %v, want %q", r, err, want)
+	}
+}
+
 func releasesOf(t *testing.T, n int) (list []*ocitest.Image) {
 	t.Helper()
 	for i := range n {
