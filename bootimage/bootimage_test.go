@@ -38,10 +38,10 @@ func (o objects) put(t *testing.T, data string) *tree.Node {
 	return tree.NewExternal(tree.Meta{Mode: 0o644}, d, int64(len(data)))
 }
 
-func imageID(t *testing.T, root *tree.Node, a fsverity.Algorithm) string {
+func imageID(t *testing.T, root *tree.Node, a fsverity.Algorithm, v erofs.Version) string {
 	t.Helper()
 	h := fsverity.NewHasher(a)
-	if err := erofs.Encode(h, root, erofs.V1); err != nil {
+	if err := erofs.Encode(h, root, v); err != nil {
 		t.Fatal(err)
 	}
 	return h.Sum().Hex()
@@ -83,8 +83,10 @@ func TestVectors(t *testing.T) {
 			if diff := cmp.Diff(string(vectors.Read(t, v.Output)), dumpOf(t, root)); diff != "" {
 				t.Errorf("dump mismatch (-want +got):\n%s", diff)
 			}
-			if id := imageID(t, root, fsverity.SHA256); id != v.OutputDigest["v1"] {
-				t.Errorf("image ID: got %s, want %s", id, v.OutputDigest["v1"])
+			for format, want := range map[erofs.Version]string{erofs.V1: v.OutputDigest["v1"], erofs.V2: v.OutputDigest["v2"]} {
+				if id := imageID(t, root, fsverity.SHA256, format); id != want {
+					t.Errorf("image ID in format %d: got %s, want %s", format, id, want)
+				}
 			}
 		})
 	}

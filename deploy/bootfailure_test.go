@@ -356,6 +356,10 @@ func TestReviewExplains(t *testing.T) {
 			w.pstore("sys/fs/pstore/dmesg-efi_pstore-176300000002001", strings.Replace(panicked[:strings.Index(panicked, "<0>")], "quiet", "composefs.digest=v1-sha512-12:"+rel3, 1), time.Hour)
 			w.pstore("sys/fs/pstore/dmesg-efi_pstore-176300000001001", "Kernel panic - not syncing: of a release that is gone", time.Hour)
 		}, record.StageUnknown, "left no trace", false},
+		{"pstore of a release of format 2 that is gone", func(w *world, _ *fakeEvidence, _ string) {
+			w.pstore("sys/fs/pstore/dmesg-efi_pstore-176300000002001", strings.Replace(panicked[:strings.Index(panicked, "<0>")], "quiet", "composefs="+rel3, 1), time.Hour)
+			w.pstore("sys/fs/pstore/dmesg-efi_pstore-176300000001001", "Kernel panic - not syncing: of a release that is gone", time.Hour)
+		}, record.StageUnknown, "left no trace", false},
 		{"pstore from before", func(w *world, _ *fakeEvidence, _ string) {
 			w.pstore("sys/fs/pstore/dmesg-efi_pstore-1763", panicked, -time.Hour)
 		}, record.StageUnknown, "left no trace", false},

@@ -11,6 +11,7 @@ import (
 	"github.com/cfsboot/cfsboot/bootimage/bls"
 	"github.com/cfsboot/cfsboot/deploy/esp"
 	"github.com/cfsboot/cfsboot/deploy/record"
+	"github.com/cfsboot/cfsboot/erofs"
 	"github.com/cfsboot/cfsboot/fsverity"
 )
 
@@ -167,7 +168,12 @@ func checkOptions(d record.Deployment) error {
 	return nil
 }
 
-// karg is the composefs parameter of a boot image in this repository.
+// karg is the composefs parameter of a boot image in this repository, whose format
+// decides which form it has.
 func (m *machine) karg(boot fsverity.Digest) string {
-	return bls.KargImage{Digest: boot, Insecure: !m.repo.Secure(), Version: int(m.repo.Formats()[0])}.String()
+	k := bls.KargImage{Digest: boot, Insecure: !m.repo.Secure(), Version: 1}
+	if m.repo.Formats()[0] == erofs.V2 {
+		k.Version = 2
+	}
+	return k.String()
 }

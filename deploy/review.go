@@ -178,7 +178,7 @@ func panicOf(texts []systemd.PstoreText, a record.ArmedEntry, known []string) *s
 		switch {
 		case names(a.Deployment):
 			return t
-		case found == nil && !names("composefs.digest=") && !slices.ContainsFunc(known, names):
+		case found == nil && !names("composefs.digest=") && !names("composefs=") && !slices.ContainsFunc(known, names):
 			found = t
 		}
 	}

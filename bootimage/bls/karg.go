@@ -20,7 +20,7 @@ const (
 type KargImage struct {
 	Digest   fsverity.Digest
 	Insecure bool // '?': missing fs-verity is allowed
-	Version  int  // EROFS flavour in the token: 1 (formats 0 and 1) or 2
+	Version  int  // in the token: 1 for images of EROFS formats 0 and 1, or 2
 }
 
 // String gives the token for the command line: "composefs.digest=" for flavour

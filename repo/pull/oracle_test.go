@@ -5,7 +5,9 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -13,6 +15,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/cfsboot/cfsboot/erofs"
 	"github.com/cfsboot/cfsboot/fsverity"
 	"github.com/cfsboot/cfsboot/internal/progress"
 	"github.com/cfsboot/cfsboot/internal/testutil/cfsctl"
@@ -71,12 +74,20 @@ func pullLayout(t *testing.T, r *repo.Repository, dir, name string) (*pull.Resul
 // the same image IDs.
 func TestOracle(t *testing.T) {
 	tool := cfsctl.Find(t)
-	for _, a := range []fsverity.Algorithm{fsverity.SHA256, fsverity.SHA512} {
-		t.Run(a.Name(), func(t *testing.T) {
-			ours, theirs := repotest.New(t, a), t.TempDir()
+	for name, c := range map[string]struct {
+		algorithm fsverity.Algorithm
+		format    erofs.Version
+	}{
+		"sha256": {fsverity.SHA256, erofs.V1}, "sha512": {fsverity.SHA512, erofs.V1}, "sha512, format 2": {fsverity.SHA512, erofs.V2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ours, theirs := repotest.NewFormat(t, c.algorithm, c.format), t.TempDir()
 			o := peer{t, tool, ours.Path()}
 			p := peer{t, tool, theirs}
-			p.must("init", "--insecure", "--algorithm", "fsverity-"+a.Name()+"-12", theirs)
+			p.must("init", "--insecure", "--algorithm", "fsverity-"+c.algorithm.Name()+"-12", "--erofs-version", fmt.Sprint(c.format), theirs)
+			if a, b := readMeta(t, ours.Path()), readMeta(t, theirs); a != b {
+				t.Errorf("meta.json: got %s, cfsctl writes %s", a, b)
+			}
 			names := 0
 			for _, c := range recipes.All(t) {
 				dir := t.TempDir()
@@ -115,6 +126,15 @@ func TestOracle(t *testing.T) {
 			o.must("oci", "fsck")
 		})
 	}
+}
+
+func readMeta(t *testing.T, path string) string {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join(path, "meta.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
 }
 
 // sameListing compares `oci images --json` of cfsctl with our listing.

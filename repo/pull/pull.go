@@ -183,9 +183,6 @@ func newPuller(r *repo.Repository, src oci.Source, opts Options) (*puller, error
 		return nil, err // it names the repository
 	}
 	p := &puller{r: r, src: src, opts: opts, format: oci.DefaultFormat(r), named: map[string]digest.Digest{}}
-	if p.format != erofs.V1 {
-		return nil, fmt.Errorf("repository %q has image format %d: %w", r.Path(), p.format, erofs.ErrVersion)
-	}
 	for _, extra := range r.Formats()[1:] {
 		opts.Logger.Warn("images of this format are not made", "format", extra)
 	}

@@ -147,50 +147,120 @@ func exists(t testing.TB, r *repo.Repository, name string) bool {
 	return err == nil
 }
 
-// TestVectors: every layout of the vectors gives both image IDs of composefs-rs,
-// read from a layout directory as cfsctl did, or is refused.
+// TestVectors: every layout of the vectors gives both image IDs of composefs-rs in
+// formats 1 and 2, read from a layout directory as cfsctl did, or is refused.
 func TestVectors(t *testing.T) {
 	t.Parallel()
 	for _, c := range recipes.All(t) {
 		for _, a := range []fsverity.Algorithm{fsverity.SHA256, fsverity.SHA512} {
-			key := a.Name() + "-v1"
-			t.Run(c.Name+"/"+a.Name(), func(t *testing.T) {
-				t.Parallel()
-				dir := t.TempDir()
-				if err := c.Image.WriteLayout(dir, "v"); err != nil {
-					t.Fatal(err)
-				}
-				r := repotest.New(t, a)
-				for _, role := range []keyring.Role{keyring.Plain, keyring.Boot} {
-					want, ok := map[keyring.Role]map[string]string{keyring.Plain: c.Want.Plain, keyring.Boot: c.Want.Boot}[role][key]
-					if !ok {
-						continue
-					}
-					src, err := remote.Open(t.Context(), "oci:"+dir+":v", remote.Options{Platform: amd64})
-					if err != nil {
-						t.Fatal(err)
-					}
-					defer src.Close()
-					res, err := pull.Pull(t.Context(), r, src, options("img", role == keyring.Boot))
-					switch {
-					case want == recipes.Refused:
-						if err == nil {
-							t.Errorf("%s: accepted", c.Want.Intent)
-						} else if strings.Contains(err.Error(), "\n") {
-							t.Errorf("error of several lines: %v", err)
-						}
-						continue
-					case err != nil:
-						t.Fatalf("%s: %v", role, err)
-					}
-					if got, ok := res.Verified.Digest(role); !ok || got.Hex() != want {
-						t.Errorf("%s image: got %s, want %s", role, got, want)
-					}
-				}
-				repotest.Check(t, r)
-			})
+			for _, v := range []erofs.Version{erofs.V1, erofs.V2} {
+				t.Run(fmt.Sprintf("%s/%s/%d", c.Name, a.Name(), v), func(t *testing.T) {
+					t.Parallel()
+					pullVector(t, c, a, v)
+				})
+			}
 		}
 	}
+}
+
+func pullVector(t *testing.T, c recipes.Case, a fsverity.Algorithm, v erofs.Version) {
+	t.Helper()
+	dir := t.TempDir()
+	if err := c.Image.WriteLayout(dir, "v"); err != nil {
+		t.Fatal(err)
+	}
+	r := repotest.NewFormat(t, a, v)
+	key := fmt.Sprintf("%s-v%d", a.Name(), v)
+	for _, role := range []keyring.Role{keyring.Plain, keyring.Boot} {
+		want, ok := map[keyring.Role]map[string]string{keyring.Plain: c.Want.Plain, keyring.Boot: c.Want.Boot}[role][key]
+		if !ok {
+			continue
+		}
+		src, err := remote.Open(t.Context(), "oci:"+dir+":v", remote.Options{Platform: amd64})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer src.Close()
+		res, err := pull.Pull(t.Context(), r, src, options("img", role == keyring.Boot))
+		switch {
+		case want == recipes.Refused:
+			if err == nil {
+				t.Errorf("%s: accepted", c.Want.Intent)
+			} else if strings.Contains(err.Error(), "\n") {
+				t.Errorf("error of several lines: %v", err)
+			}
+			continue
+		case err != nil:
+			t.Fatalf("%s: %v", role, err)
+		}
+		if got, ok := res.Verified.Digest(role); !ok || got.Hex() != want {
+			t.Errorf("%s image: got %s, want %s", role, got, want)
+		}
+	}
+	repotest.Check(t, r)
+}
+
+// TestFormats: a pull makes images in the format of the repository, lists them under
+// its keys, and finds them again; the collector keeps all that they need.
+func TestFormats(t *testing.T) {
+	t.Parallel()
+	img := bootable(t)
+	ids := map[fsverity.Digest]erofs.Version{}
+	for v, keys := range map[erofs.Version][2]string{
+		erofs.V0: {"composefs.image.v1", "composefs.image.boot.v1"},
+		erofs.V1: {"composefs.image.v1", "composefs.image.boot.v1"},
+		erofs.V2: {"composefs.image", "composefs.image.boot"},
+	} {
+		r := repotest.NewFormat(t, fsverity.SHA512, v)
+		res, err := pull.Pull(t.Context(), r, &ocitest.Source{Image: img}, options("os", true))
+		if err != nil {
+			t.Fatalf("format %d: %v", v, err)
+		}
+		stored, err := oci.OpenImage(t.Context(), r, res.ManifestDigest)
+		if err != nil {
+			t.Fatal(err)
+		}
+		plain, _ := res.Verified.Digest(keyring.Plain)
+		boot, _ := res.Verified.Digest(keyring.Boot)
+		if len(stored.Images) != 2 || stored.Images[keys[0]] != plain || stored.Images[keys[1]] != boot {
+			t.Errorf("format %d: images on the config: %v", v, stored.Images)
+		}
+		for _, id := range []fsverity.Digest{plain, boot} {
+			if other, ok := ids[id]; ok {
+				t.Errorf("format %d has the image %s of format %d", v, id, other)
+			}
+			ids[id] = v
+			if got := headerVersion(t, r, id); got != v {
+				t.Errorf("image in a repository of format %d: got format %d", v, got)
+			}
+			if n, err := decode(t, r, id).Find("usr/prog"); err != nil || n.Size != 40000 {
+				t.Errorf("format %d: usr/prog: %+v, %v", v, n, err)
+			}
+		}
+		again, err := pull.Pull(t.Context(), r, &ocitest.Source{Image: img}, options("os", true))
+		if err != nil || again.Verified != res.Verified || again.Stats.LayersFetched != 0 || again.Stats.ObjectsNew != 0 {
+			t.Errorf("format %d, again: %+v, %v", v, again, err)
+		}
+		if c, err := r.Collect(t.Context(), repo.CollectOptions{}); err != nil || c.Objects != 0 || c.Images != 0 {
+			t.Errorf("format %d: collected %+v, %v", v, c, err)
+		}
+		repotest.Check(t, r)
+	}
+}
+
+// headerVersion reads the format of a stored image.
+func headerVersion(t *testing.T, r *repo.Repository, id fsverity.Digest) erofs.Version {
+	t.Helper()
+	f, err := r.OpenImage(t.Context(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	head := make([]byte, 16)
+	if _, err := f.ReadAt(head, 0); err != nil {
+		t.Fatal(err)
+	}
+	return erofs.Version(head[12])
 }
 
 func TestPull(t *testing.T) {
@@ -644,15 +714,6 @@ func TestNothingIsFetchedInVain(t *testing.T) {
 			}
 			return openDir(t, dir), options("a", false)
 		}, new(*repo.FeatureError)},
-		{"format that is not written", func(t *testing.T) (*repo.Repository, pull.Options) {
-			t.Helper()
-			dir := t.TempDir()
-			meta := `{"version":1,"algorithm":"fsverity-sha256-12","erofs_formats":{"default":2}}`
-			if err := os.WriteFile(filepath.Join(dir, "meta.json"), []byte(meta), 0o644); err != nil {
-				t.Fatal(err)
-			}
-			return openDir(t, dir), options("a", false)
-		}, nil},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()

@@ -2,12 +2,14 @@ package setuproot_test
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"strings"
 	"testing"
 
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/cfsboot/cfsboot/erofs"
 	"github.com/cfsboot/cfsboot/erofs/tree"
 	"github.com/cfsboot/cfsboot/fsverity"
 	"github.com/cfsboot/cfsboot/internal/durable"
@@ -55,6 +57,38 @@ func pullImage(t *testing.T, m *machine, r *repo.Repository, release string) fsv
 		t.Fatal("the pull verified no boot image")
 	}
 	return d
+}
+
+// TestRootPulledFormats boots what pulls stored in repositories of each format, named on the command line as composefs-rs
+// names images of that format.
+func TestRootPulledFormats(t *testing.T) {
+	needKernel(t)
+	for _, v := range []erofs.Version{erofs.V0, erofs.V1, erofs.V2} {
+		t.Run(fmt.Sprint(v), func(t *testing.T) {
+			m := newMachine(t)
+			must(t, os.RemoveAll(m.path("composefs")))
+			dir, err := repo.MakeDir(m.path("composefs"))
+			must(t, err)
+			must(t, repo.Init(t.Context(), dir, repo.InitOptions{Algorithm: fsverity.SHA512, Formats: &repo.Formats{Default: v}}))
+			r, err := repo.Open(t.Context(), dir, repo.Options{})
+			must(t, err)
+			m.image = pullImage(t, m, r, "1")
+			must(t, r.Close())
+			must(t, dir.Close())
+			m.addState(m.image)
+			cmdline := karg(m.image)
+			if v == erofs.V2 {
+				cmdline = "composefs=" + m.image.Hex()
+			}
+			m.boot(m.options(cmdline))
+			if s := readFile(t, m.path("usr/bin/data")); len(s) != 5000*7 {
+				t.Errorf("/usr/bin/data has %d bytes", len(s))
+			}
+			if s := readFile(t, m.path("usr/lib/os-release")); s != "ID=test\n" {
+				t.Errorf("os-release: %q", s)
+			}
+		})
+	}
 }
 
 // TestRootPulledImage boots what a pull stored in a repository of our own, and attacks exactly that.

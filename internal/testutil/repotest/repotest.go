@@ -4,6 +4,7 @@ package repotest
 import (
 	"testing"
 
+	"github.com/cfsboot/cfsboot/erofs"
 	"github.com/cfsboot/cfsboot/fsverity"
 	"github.com/cfsboot/cfsboot/internal/durable"
 	"github.com/cfsboot/cfsboot/repo"
@@ -13,18 +14,29 @@ import (
 // the test ends.
 func New(tb testing.TB, a fsverity.Algorithm) *repo.Repository {
 	tb.Helper()
+	return NewFormat(tb, a, erofs.V1)
+}
+
+// NewFormat is New for images of format v.
+func NewFormat(tb testing.TB, a fsverity.Algorithm, v erofs.Version) *repo.Repository {
+	tb.Helper()
 	dir, err := durable.OpenDir(tb.TempDir())
 	if err != nil {
 		tb.Fatal(err)
 	}
 	tb.Cleanup(func() { dir.Close() })
-	return NewIn(tb, dir, a)
+	return newIn(tb, dir, repo.InitOptions{Algorithm: a, Formats: &repo.Formats{Default: v}, Insecure: true})
 }
 
 // NewIn is New in a directory of the caller's, which keeps the fault hook of dir.
 func NewIn(tb testing.TB, dir *durable.Dir, a fsverity.Algorithm) *repo.Repository {
 	tb.Helper()
-	if err := repo.Init(tb.Context(), dir, repo.InitOptions{Algorithm: a, Insecure: true}); err != nil {
+	return newIn(tb, dir, repo.InitOptions{Algorithm: a, Insecure: true})
+}
+
+func newIn(tb testing.TB, dir *durable.Dir, o repo.InitOptions) *repo.Repository {
+	tb.Helper()
+	if err := repo.Init(tb.Context(), dir, o); err != nil {
 		tb.Fatal(err)
 	}
 	return Open(tb, dir)
