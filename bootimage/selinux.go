@@ -85,8 +85,8 @@ func SELinuxPolicy(root *tree.Node, o ObjectOpener) (*selabel.Policy, error) {
 	return policy, nil
 }
 
-// SELinuxKind returns the type by which a policy tells files of kind k.
-func SELinuxKind(k tree.Kind) selabel.Type {
+// typeOf is the type by which a policy tells files of kind k.
+func typeOf(k tree.Kind) selabel.Type {
 	return [...]selabel.Type{
 		tree.Regular: selabel.Regular, tree.Directory: selabel.Directory, tree.CharDevice: selabel.CharDevice,
 		tree.BlockDevice: selabel.BlockDevice, tree.Fifo: selabel.Fifo, tree.Socket: selabel.Socket, tree.Symlink: selabel.Symlink,
@@ -113,7 +113,7 @@ func LabelTree(dir *tree.Node, path string, policy *selabel.Policy) error {
 // LabelAt returns the label of a file of kind k at path, an absolute path, "" if it
 // has none. The error is a *SELinuxError.
 func LabelAt(policy *selabel.Policy, path string, k tree.Kind) (string, error) {
-	label, err := policy.Lookup(aliased(policy, path), SELinuxKind(k))
+	label, err := policy.Lookup(aliased(policy, path), typeOf(k))
 	if err != nil {
 		return "", &SELinuxError{selinuxDir, err}
 	}
@@ -191,7 +191,7 @@ func (l *labeller) walk(dir *tree.Node, path string) error {
 // name of the file becomes a file of its own, even if a third name gets that label
 // too.
 func (l *labeller) leaf(dir *tree.Node, name string, n *tree.Node, path string) error {
-	label, err := l.policy.Lookup(path, SELinuxKind(n.Kind))
+	label, err := l.policy.Lookup(path, typeOf(n.Kind))
 	if err != nil {
 		return err
 	}

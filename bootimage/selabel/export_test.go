@@ -6,6 +6,9 @@ func (p *Policy) WithWorkLimit(limit int64) *Policy {
 	return p
 }
 
+// Specs returns the number of specs.
+func (p *Policy) Specs() int { return len(p.contexts) }
+
 // Work returns the work that p has done.
 func (p *Policy) Work() int64 { return p.work }
 

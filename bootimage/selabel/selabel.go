@@ -199,6 +199,3 @@ func (p *Policy) tired() error {
 	}
 	return &LimitError{"steps to match the paths of the image", p.limit}
 }
-
-// Specs returns the number of specs.
-func (p *Policy) Specs() int { return len(p.contexts) }
