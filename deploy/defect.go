@@ -73,7 +73,7 @@ func addPayloadDefects(out map[string][]defect, part *esp.ESP, f Facts) {
 // imageDefects looks for the image of a deployment as the initramfs does: by its
 // name, and if that leads nowhere, for the object.
 func imageDefects(top *durable.Dir, id string) []defect {
-	err := leads(top, repoDir+"/images/"+id, 0)
+	err := top.Leads(repoDir+"/images/"+id, false)
 	if !isGone(err) && !errors.Is(err, unix.EXDEV) {
 		return nil
 	}
@@ -99,20 +99,10 @@ func stateDefects(top *durable.Dir, id string, recorded bool) (out []defect) {
 		out = append(out, defect{Code: ProblemState, Detail: "its /etc is gone or empty"})
 	}
 	// The link to the directory that all deployments share.
-	if err := leads(top, name+"/var", unix.O_DIRECTORY); isGone(err) || errors.Is(err, unix.EXDEV) {
+	if err := top.Leads(name+"/var", true); isGone(err) || errors.Is(err, unix.EXDEV) {
 		out = append(out, defect{Code: ProblemState, Detail: "its /var is gone or leads to no directory"})
 	}
 	return out
-}
-
-// leads finds out whether a name, which may be a link, leads to something below top.
-func leads(top *durable.Dir, name string, flags uint64) error {
-	how := unix.OpenHow{Flags: flags | unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH}
-	fd, err := unix.Openat2(top.Fd(), name, &how)
-	if err != nil {
-		return err
-	}
-	return unix.Close(fd)
 }
 
 // isGone tells a thing that is not there, or is of another type, from one that

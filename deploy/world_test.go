@@ -476,11 +476,9 @@ func (w *world) setupRoot(id string, options bls.Cmdline) error {
 	if err != nil || len(etc) == 0 {
 		return fmt.Errorf("state of %s: %d files, %w", id[:12], len(etc), err)
 	}
-	fd, err := unix.Openat2(top.Fd(), "state/deploy/"+id+"/var", &unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH})
-	if err != nil {
+	if err := top.Leads("state/deploy/"+id+"/var", true); err != nil {
 		return fmt.Errorf("/var of %s: %w", id[:12], err)
 	}
-	must(w.t, unix.Close(fd))
 	b, err := record.Booted{
 		Digest: id, Algorithm: "sha512-12", Karg: options.String(), Gate: "digest", Secure: w.verity,
 		Sysroot: record.BootedSysroot{Dev: cmp.Or(w.sysroot, "254:2")}, Etc: "bind", Var: "bind", Root: "ro", Erofs: "file", Kernel: "6.12",

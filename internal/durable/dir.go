@@ -174,6 +174,21 @@ func (d *Dir) at(name string) (fd int, base string, done func(), err error) {
 	return fd, base, func() { _ = unix.Close(fd) }, nil
 }
 
+// Leads finds out whether name, any part of which may be a symbolic link, leads to
+// something below d, with directory to a directory. nil says so; fs.ErrNotExist,
+// ENOTDIR and ELOOP say that it does not, EXDEV that it leads out of d.
+func (d *Dir) Leads(name string, directory bool) error {
+	flags := unix.O_PATH
+	if directory {
+		flags |= unix.O_DIRECTORY
+	}
+	fd, err := d.openat2(name, flags, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_MAGICLINKS)
+	if err != nil {
+		return &fs.PathError{Op: "resolve", Path: d.path + "/" + name, Err: err}
+	}
+	return unix.Close(fd)
+}
+
 // openat2 opens name, which is "." or a checked relative path.
 func (d *Dir) openat2(name string, flags int, resolve uint64) (int, error) {
 	if name != "." {
